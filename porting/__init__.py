@@ -1,0 +1,1 @@
+"""Port TensorFlow Xception weights to PyTorch, and prove it layer by layer."""

@@ -1,0 +1,118 @@
+"""What every container reader gives: named tensors, and nothing about networks."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Bytes an element takes, by the name NumPy (or, for bfloat16, TensorFlow) gives the type. Strings have no fixed size.
+ITEM_SIZE: Mapping[str, int] = {
+    "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, type and shape of one stored tensor.
+
+    `dtype` is NumPy's name, or "bfloat16", "string" or "resource", which NumPy does not have.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored values; 0 for types of no fixed size."""
+        return self.size * ITEM_SIZE.get(self.dtype, 0)
+
+
+class TensorSource(ABC):
+    """A container of named tensors, open for reading.
+
+    Attributes:
+        path: what the user named, for messages.
+        container: the format, for example "tf-checkpoint-v2".
+        specs: every tensor in it, in the file's own order, partitioned variables merged.
+        model_config: the Keras model's own configuration, as plain data, where the container holds one.
+        layer_order: names of the top-level layers in the model's order, where the container lists them.
+    """
+
+    path: Path
+    container: str
+    specs: Mapping[str, TensorSpec]
+    model_config: Mapping[str, Any] | None = None
+    layer_order: Sequence[str] | None = None
+
+    @abstractmethod
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """One tensor, checked against its checksum where the format has one.
+
+        The array may lie in a buffer that the next `read` reuses: copy what must outlive it. bfloat16 comes as
+        float32, which holds it exactly.
+
+        Raises:
+            PortingError: corrupt (checksum, bytes missing), or unsupported (a string tensor, for example).
+            KeyError: `name` is not in `specs`.
+        """
+
+    @abstractmethod
+    def files(self) -> Sequence[Path]:
+        """The files on disk that hold the container, in a fixed order."""
+
+    def digest(self) -> str:
+        """sha256 over the bytes of `files()` in order: for one file, what `sha256sum` prints."""
+        total = hashlib.sha256()
+        buffer = memoryview(bytearray(1 << 20))
+        for path in self.files():
+            with open(path, "rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    total.update(buffer[:count])
+        return total.hexdigest()
+
+    def close(self) -> None:
+        """Release files, processes and temporary folders; safe to call twice."""
+
+    def __enter__(self) -> TensorSource:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+Opener = Callable[[Path], TensorSource]
+
+
+def read_exactly(fd: int, buffer: memoryview, offset: int) -> int:
+    """Fill `buffer` from `offset` by positional reads; returns the bytes read, fewer only at the end of the file.
+
+    Positional reads, not a memory map: a file that shrinks while it is read is then an error and not a signal.
+    """
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def widen_bfloat16(raw: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """bfloat16 bit patterns as float32: the upper half of the word, so nothing is rounded."""
+    return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
