@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from porting.errors import ErrorKind, PortingError
 
 # Bytes an element takes, by the name NumPy (or, for bfloat16, TensorFlow) gives the type. Strings have no fixed size.
 ITEM_SIZE: Mapping[str, int] = {
@@ -76,17 +79,25 @@ class TensorSource(ABC):
     def files(self) -> Sequence[Path]:
         """The files on disk that hold the container, in a fixed order."""
 
+    def verify_files(self) -> None:
+        """Check, without reading any tensor, that every file the container needs is there and long enough.
+
+        Raises:
+            PortingError: missing or corrupt, naming every such file. Containers of one file have nothing to check.
+        """
+        return
+
     def digest(self) -> str:
         """sha256 over the bytes of `files()` in order: for one file, what `sha256sum` prints."""
         total = hashlib.sha256()
         buffer = memoryview(bytearray(1 << 20))
         for path in self.files():
-            with open(path, "rb", buffering=0) as file:
+            with path.open("rb", buffering=0) as file:
                 while count := file.readinto(buffer):
                     total.update(buffer[:count])
         return total.hexdigest()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - nothing to release is the common case
         """Release files, processes and temporary folders; safe to call twice."""
 
     def __enter__(self) -> TensorSource:
@@ -97,6 +108,25 @@ class TensorSource(ABC):
 
 
 Opener = Callable[[Path], TensorSource]
+
+
+def open_file(path: Path) -> int:
+    """A descriptor of a regular file, open for reading.
+
+    Raises:
+        PortingError: missing, where it does not exist, is no regular file, or may not be read.
+    """
+    try:
+        # A named pipe would block the open for ever without O_NONBLOCK; on regular files it does nothing.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        found = "no such file" if isinstance(error, FileNotFoundError) else reason
+        raise PortingError(ErrorKind.MISSING, path, [found], "Check the path.") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise PortingError(ErrorKind.MISSING, path, ["not a regular file"], "Check the path.")
+    return fd
 
 
 def read_exactly(fd: int, buffer: memoryview, offset: int) -> int:
@@ -115,4 +145,5 @@ def read_exactly(fd: int, buffer: memoryview, offset: int) -> int:
 
 def widen_bfloat16(raw: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     """bfloat16 bit patterns as float32: the upper half of the word, so nothing is rounded."""
-    return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide: npt.NDArray[np.float32] = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return wide

@@ -1,0 +1,126 @@
+"""Protocol buffers read off the wire, without generated code.
+
+Encoding: https://protobuf.dev/programming-guides/encoding/. A reader says which fields it knows and how each is
+encoded; everything else is stepped over, within bounds.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+
+_FIXED64 = struct.Struct("<Q")
+_FIXED32 = struct.Struct("<I")
+_U64 = 0xFFFFFFFFFFFFFFFF
+
+# A field's values in the order they appear: integers (unsigned) or slices of what was parsed.
+Message = dict[int, list[Any]]
+Data = TypeVar("Data", bytes, memoryview)
+
+
+class WireError(Exception):
+    """What is wrong in a message; the caller knows the file and which message it was."""
+
+
+def varint(data: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
+    """A varint, unsigned and of at most 64 bits, and the position after it."""
+    value = shift = 0
+    while at < end:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if value > _U64:
+                raise WireError("a varint does not fit in 64 bits")
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise WireError("a varint is longer than 10 bytes")
+    raise WireError("a varint runs past the end of its message")
+
+
+def parse(data: bytes | memoryview, known: Mapping[int, int]) -> Message:
+    """The fields of one message.
+
+    Args:
+        data: the message's bytes; slices of it are returned for length-delimited fields.
+        known: the wire type of each field to return.
+
+    Raises:
+        WireError: a length or varint past the end, a known field of another wire type, a group.
+    """
+    message: Message = {}
+    at, end = 0, len(data)
+    value: Any
+    while at < end:
+        tag = data[at]
+        at += 1
+        if tag >= 0x80:
+            tag, at = varint(data, at - 1, end)
+        number, wire = tag >> 3, tag & 7
+        if number == 0 or number >= 1 << 29:
+            raise WireError(f"field number {number}")
+        if wire == VARINT:
+            if at < end and data[at] < 0x80:
+                value = data[at]
+                at += 1
+            else:
+                value, at = varint(data, at, end)
+        elif wire == BYTES:
+            if at < end and data[at] < 0x80:
+                size = data[at]
+                at += 1
+            else:
+                size, at = varint(data, at, end)
+            if size > end - at:
+                raise WireError(f"field {number} claims {size} bytes where {end - at} are left")
+            value = data[at : at + size]
+            at += size
+        elif wire == FIXED32:
+            if end - at < 4:
+                raise WireError(f"field {number} runs past the end of its message")
+            (value,) = _FIXED32.unpack_from(data, at)
+            at += 4
+        elif wire == FIXED64:
+            if end - at < 8:
+                raise WireError(f"field {number} runs past the end of its message")
+            (value,) = _FIXED64.unpack_from(data, at)
+            at += 8
+        else:
+            raise WireError(f"field {number} has wire type {wire}")
+        expected = known.get(number)
+        if expected is None:
+            continue
+        if wire != expected:
+            raise WireError(f"field {number} has wire type {wire}, not {expected}")
+        if number in message:
+            message[number].append(value)
+        else:
+            message[number] = [value]
+    return message
+
+
+def one(message: Message, number: int, default: Any = 0) -> Any:
+    """The value of a field that occurs at most once."""
+    values = message.get(number)
+    if values is None:
+        return default
+    if len(values) > 1:
+        raise WireError(f"field {number} occurs {len(values)} times")
+    return values[0]
+
+
+def signed(value: int) -> int:
+    """An int32 or int64 field's value; negative ones are written as 64-bit two's complement."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def text(value: bytes | memoryview) -> str:
+    """A string field's value."""
+    try:
+        return str(value, "utf-8")
+    except UnicodeDecodeError:
+        raise WireError(f"a string is not UTF-8: {bytes(value[:40])!r}") from None
