@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import stat
@@ -89,6 +88,8 @@ class TensorSource(ABC):
 
     def digest(self) -> str:
         """sha256 over the bytes of `files()` in order: for one file, what `sha256sum` prints."""
+        import hashlib  # loads OpenSSL, which listing does not need
+
         total = hashlib.sha256()
         buffer = memoryview(bytearray(1 << 20))
         for path in self.files():

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
 from porting.errors import Defect, ErrorKind, PortingError, corrupt, unsupported
 from porting.sources.base import ITEM_SIZE, TensorSource, TensorSpec, open_file, read_exactly
+from porting.sources.checksum import crc32c, masked, unmasked
 from porting.sources.ordered_code import slice_key
 from porting.sources.protobuf import BYTES, FIXED32, VARINT, WireError, one, parse, signed, text, varint
-from porting.sources.table import Table, masked, unmasked
+from porting.sources.table import Table
 from porting.sources.tensorflow_types import (
     Slice,
     as_array,

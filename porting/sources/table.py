@@ -13,30 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crc32c import crc32c
-
 from porting.errors import corrupt, unsupported
 from porting.sources.base import open_file, read_exactly
+from porting.sources.checksum import crc32c, unmasked
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes: two block handles, padding, the magic
 TRAILER = 5  # bytes after each block: compression type, masked crc32c
 _NONE, _SNAPPY = 0, 1
-_MASK_DELTA = 0xA282EAD8
 
 # A snappy element of three bytes yields at most 64 (github.com/google/snappy, format_description.txt).
 _SNAPPY_RATIO = 22
-
-
-def unmasked(masked: int) -> int:
-    """The crc32c behind a stored one; tables mask them because a crc over data that holds its own crc is weak."""
-    rotated = (masked - _MASK_DELTA) & 0xFFFFFFFF
-    return ((rotated >> 17) | (rotated << 15)) & 0xFFFFFFFF
-
-
-def masked(crc: int) -> int:
-    """A crc32c as tables and checkpoints store it."""
-    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 class _BadBlockError(Exception):
