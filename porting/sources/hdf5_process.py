@@ -1,0 +1,153 @@
+"""The parent's side of the process that lets HDF5 touch a file: start, ask, time, end, reap.
+
+HDF5's C library hangs or crashes on some corrupt files, so the process that ports never calls it. A death is an error
+about the file, and the next file gets a new child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from porting.errors import ErrorKind, PortingError, corrupt
+
+# Processor time for a walk: a hundred times what a whole model takes, and growing with the file.
+OPEN_SECONDS, OPEN_BYTES_A_SECOND = 0.6, 10e6
+READ_SECONDS, READ_BYTES_A_SECOND = 0.6, 20e6
+# Without an answer for this long, the child waits for something that will not come (a dead disk, a stuck driver).
+SILENCE_SECONDS = 60.0
+MAX_ANSWER_BYTES = 128 << 20
+
+# The parent's own module path, so that the child finds the same h5py; -I keeps everything else out.
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import porting.sources.hdf5_child as c; c.main()"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a file that is the HDF5 file: all of it, or a stored member of a zip. Bytes."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Hdf5File:
+    """An open file with HDF5 in a window of it; `shown` is what the user named, for messages."""
+
+    path: Path
+    shown: Path
+    fd: int
+    window: Window
+
+
+class Hdf5Process:
+    """A child that has one HDF5 file open at a time; started when first asked, started again after it died."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pending = bytearray()
+
+    def open(self, file: Hdf5File) -> Any:
+        """The child's unchecked answer about `file`, which it has open from then on."""
+        seconds = OPEN_SECONDS + file.window.size / OPEN_BYTES_A_SECOND
+        request = {"do": "open", "path": os.fspath(file.path.absolute()), **dataclasses.asdict(file.window)}
+        self._send(file.shown, request, seconds)
+        return self._line(file.shown, seconds)
+
+    def read(self, path: Path, name: str, buffer: memoryview) -> None:
+        """Fill `buffer` with one dataset of the file opened last, `path` in messages."""
+        seconds = READ_SECONDS + len(buffer) / READ_BYTES_A_SECOND
+        self._send(path, {"do": "read", "name": name, "bytes": len(buffer)}, seconds)
+        self._line(path, seconds)
+        done = min(len(buffer), len(self._pending))
+        buffer[:done] = self._pending[:done]
+        del self._pending[:done]
+        while done < len(buffer):
+            self._wait(path, seconds)
+            assert self._child is not None and self._child.stdout is not None
+            count = os.readv(self._child.stdout.fileno(), [buffer[done:]])
+            if count == 0:
+                raise self._death(path, seconds, name)
+            done += count
+
+    def close(self) -> None:
+        """End the child and reap it; safe to call twice."""
+        child, self._child = self._child, None
+        self._pending.clear()
+        if child is None:
+            return
+        child.kill()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        child.wait()
+
+    def _send(self, path: Path, request: dict[str, Any], seconds: float) -> None:
+        if self._child is None:
+            command = [sys.executable, "-I", "-c", _START, json.dumps(sys.path)]
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            )
+            try:
+                self._line(path, SILENCE_SECONDS)
+            except PortingError as error:
+                raise PortingError(
+                    ErrorKind.MISSING, path, ["the process that reads HDF5 did not start"],
+                    'Check that h5py works: python -c "import h5py"',
+                ) from error  # fmt: skip
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps({**request, "seconds": seconds}).encode() + b"\n")
+        except BrokenPipeError:
+            raise self._death(path, seconds, "") from None
+
+    def _wait(self, path: Path, seconds: float) -> None:
+        assert self._child is not None and self._child.stdout is not None
+        waiter = select.poll()
+        waiter.register(self._child.stdout.fileno(), select.POLLIN)
+        limit = SILENCE_SECONDS + 2 * seconds
+        end = time.monotonic() + limit
+        while not waiter.poll(1000):
+            if time.monotonic() > end:
+                self.close()
+                raise corrupt(path, "", f"HDF5 gave no answer in {limit:.0f} s")
+
+    def _line(self, path: Path, seconds: float) -> Any:
+        assert self._child is not None and self._child.stdout is not None
+        while (end := self._pending.find(b"\n")) < 0:
+            self._wait(path, seconds)
+            piece = os.read(self._child.stdout.fileno(), 1 << 16)
+            if not piece:
+                raise self._death(path, seconds, "")
+            self._pending += piece
+            if len(self._pending) > MAX_ANSWER_BYTES:
+                self.close()
+                raise corrupt(path, "", f"an index of more than {MAX_ANSWER_BYTES} bytes")
+        line = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        return json.loads(line)
+
+    def _death(self, path: Path, seconds: float, subject: str) -> PortingError:
+        child = self._child
+        assert child is not None
+        # Its pipe is shut, so it is ending or has ended: the code says why.
+        try:
+            code = child.wait(timeout=SILENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = 0
+        self.close()
+        if -code == signal.SIGPROF:
+            return corrupt(path, subject, f"HDF5 did not finish reading it in {seconds:.1f} s of processor time")
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return corrupt(path, subject, f"HDF5 crashed on it ({how})")
