@@ -19,6 +19,7 @@ class ErrorKind(Enum):
     UNSUPPORTED = "unsupported"  # valid, but not something this project reads
     MISMATCH = "mismatch"  # readable, but not the network that was asked for
     PARITY = "parity"  # the ported network does not compute what TensorFlow computes
+    REFERENCE = "reference"  # TensorFlow could not run the source, so nothing is proved
     OUTPUT = "output"  # the result could not be written
 
 
@@ -46,9 +47,7 @@ class PortingError(Exception):
         remedy: one line that says what to do.
     """
 
-    def __init__(
-        self, kind: ErrorKind, file: object, defects: Sequence[Defect | str], remedy: str = ""
-    ) -> None:
+    def __init__(self, kind: ErrorKind, file: object, defects: Sequence[Defect | str], remedy: str = "") -> None:
         self.kind = kind
         self.file = str(file)
         self.defects = tuple(d if isinstance(d, Defect) else Defect("", d) for d in defects)

@@ -251,7 +251,7 @@ class KerasLayer:
         return TracePoint(self.name, module)
 
 
-def _auto(name: str, index: int) -> str:
+def automatic_name(name: str, index: int) -> str:
     return f"{name}_{index}" if index else name
 
 
@@ -277,10 +277,10 @@ def _keras_network() -> Iterator[KerasLayer | TracePoint]:
             inputs = width
         if n in SHORTCUT_BLOCKS:
             index = SHORTCUT_BLOCKS.index(n)
-            yield KerasLayer(conv, _auto("conv2d", index), f"{block}.skip", (1, 1, first, inputs))
+            yield KerasLayer(conv, automatic_name("conv2d", index), f"{block}.skip", (1, 1, first, inputs))
             yield TracePoint(f"block{n}_pool", f"{block}.rep.{position}")
-            yield KerasLayer(norm, _auto("batch_normalization", index), f"{block}.skipbn", (inputs,))
-        yield TracePoint(_auto("add", add), block)
+            yield KerasLayer(norm, automatic_name("batch_normalization", index), f"{block}.skipbn", (inputs,))
+        yield TracePoint(automatic_name("add", add), block)
     for n, width in ((1, 1536), (2, FEATURES)):
         yield KerasLayer(separable, f"block14_sepconv{n}", f"conv{n + 2}", (inputs, width))
         yield KerasLayer(norm, f"block14_sepconv{n}_bn", f"bn{n + 2}", (width,))

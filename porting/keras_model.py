@@ -1,0 +1,239 @@
+"""What a Keras graph says about the Xception inside it: where its layers are, what feeds it, and what follows.
+
+Layers are recognised by keras.applications' own names; the shortcuts, which get automatic names, by their place in the
+graph (the `Add` after each block's pool, the batch norm and the convolution behind its other input).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from porting import rules
+from porting.errors import Defect, ErrorKind, PortingError, unsupported
+from porting.keras_graph import Graph, Layer
+
+BATCH_NORM_EPSILON = 1e-3  # Keras's default, and what keras.applications' Xception uses
+
+# Layers that pass their input on unchanged at inference.
+_IDENTITIES = frozenset({"InputLayer", "Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout"})
+
+
+@dataclass(frozen=True)
+class HeadChain:
+    """What follows the features.
+
+    Attributes:
+        layers: every layer after the features, "name (Class)", in the model's order.
+        dense: path of the one dense layer on the pooled features, "" where the head is anything else.
+        activation: what is applied to its output ("softmax", ...), "" for none; not part of a port.
+        problem: why the head is not one dense layer on the pooled features; "" where it is.
+    """
+
+    layers: tuple[str, ...] = ()
+    dense: str = ""
+    activation: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class InputChain:
+    """What comes before the network: an affine change of the pixels, and layers that are not understood.
+
+    `scale` and `offset` map pixels of 0..255 to the network's input, per channel; None where no layer says.
+    """
+
+    size: tuple[int, int] | None
+    affine: tuple[tuple[float, ...], tuple[float, ...]] | None
+    layers: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KerasModel:
+    """An Xception found in a Keras graph.
+
+    Attributes:
+        layers: the vocabulary's layer names (`porting.rules`) to paths in the graph.
+        head: what follows the features.
+        inputs: what comes before the network.
+    """
+
+    layers: Mapping[str, str]
+    head: HeadChain
+    inputs: InputChain
+
+
+def find_xception(
+    file: object, graph: Graph, statistics: Callable[[Layer], Sequence[Sequence[float]] | None]
+) -> KerasModel | None:
+    """The one Xception in a graph, or None.
+
+    Args:
+        statistics: mean and variance of a Normalization layer whose configuration does not hold them.
+
+    Raises:
+        PortingError: unsupported (several in one graph), or mismatch (its layers are there but differ from
+            keras.applications' in a setting that changes what is computed).
+    """
+    found = [path for path, layer in graph.items() if layer.name == rules.KERAS_INPUT]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise unsupported(file, "model", f"{len(found)} Xceptions in it ({', '.join(found)})", "Save the one you mean.")
+    layers = _locate(graph, found[0].removesuffix(rules.KERAS_INPUT))
+    if layers is None:
+        return None
+    _check_settings(file, graph, layers)
+    features = layers[rules.KERAS_FEATURES]
+    return KerasModel(layers, _head(graph, features), _inputs(graph, graph[found[0]], statistics))
+
+
+def _locate(graph: Graph, prefix: str) -> dict[str, str] | None:
+    """Vocabulary name to path for every layer of the network; None where one is missing."""
+    consumers = consumers_of(graph)
+    layers: dict[str, str] = {}
+    for point in rules.keras_trace():
+        if point.name.startswith("block"):
+            layers[point.name] = f"{prefix}{point.name}"
+    if not all(path in graph for path in layers.values()):
+        return None
+    for index, block in enumerate(range(2, 14)):
+        shortcut = block in rules.SHORTCUT_BLOCKS
+        last = layers[f"block{block}_pool" if shortcut else f"block{block}_sepconv3_bn"]
+        adds = [path for path in consumers.get(last, ()) if graph[path].kind == "Add"]
+        if len(adds) != 1:
+            return None
+        layers[rules.automatic_name("add", index)] = adds[0]
+        if shortcut:
+            norms = [path for path in graph[adds[0]].inputs if path != last]
+            if len(norms) != 1 or graph[norms[0]].kind != "BatchNormalization" or len(graph[norms[0]].inputs) != 1:
+                return None
+            place = rules.SHORTCUT_BLOCKS.index(block)
+            layers[rules.automatic_name("batch_normalization", place)] = norms[0]
+            layers[rules.automatic_name("conv2d", place)] = graph[norms[0]].inputs[0]
+    return layers
+
+
+def _check_settings(file: object, graph: Graph, layers: Mapping[str, str]) -> None:
+    """A configuration that computes something else than the network is refused before any data is read."""
+    defects = []
+    for path in layers.values():
+        layer = graph[path]
+        if layer.kind == "BatchNormalization":
+            epsilon = layer.config.get("epsilon", BATCH_NORM_EPSILON)
+            if epsilon != BATCH_NORM_EPSILON:
+                defects.append(Defect(path, f"epsilon {epsilon}", f"epsilon {BATCH_NORM_EPSILON}"))
+        if layer.config.get("data_format") == "channels_first":
+            defects.append(Defect(path, "channels_first", "channels_last"))
+    if defects:
+        raise PortingError(
+            ErrorKind.MISMATCH, file, defects, "This is not keras.applications' Xception; it cannot be ported as one."
+        )
+
+
+def consumers_of(graph: Graph) -> dict[str, list[str]]:
+    """For each layer, the layers that take its output."""
+    consumers: dict[str, list[str]] = {}
+    for path, layer in graph.items():
+        for source in layer.inputs:
+            consumers.setdefault(source, []).append(path)
+    return consumers
+
+
+def _describe(layer: Layer) -> str:
+    return f"{layer.path} ({layer.kind})"
+
+
+def _head(graph: Graph, features: str) -> HeadChain:
+    consumers = consumers_of(graph)
+    after: list[str] = []
+    frontier = [features]
+    while frontier:
+        frontier = [path for source in frontier for path in consumers.get(source, ()) if path not in after]
+        after += dict.fromkeys(frontier)
+    # Everything that is neither before the features nor after them feeds a second branch.
+    listed = tuple(_describe(graph[path]) for path in after if graph[path].kind != "InputLayer")
+    dense, activation, pooled = "", "", False
+    at = features
+    while consumers.get(at):
+        if len(consumers[at]) > 1:
+            return HeadChain(listed, problem=f"{len(consumers[at])} layers take the output of {at}")
+        layer = graph[consumers[at][0]]
+        at = layer.path
+        if len(layer.inputs) > 1:
+            return HeadChain(listed, problem=f"{_describe(layer)} has {len(layer.inputs)} inputs")
+        if layer.kind in _IDENTITIES or (layer.kind == "Flatten" and pooled):
+            continue
+        if layer.kind == "GlobalAveragePooling2D" and not pooled and not layer.config.get("keepdims"):
+            pooled = True
+        elif layer.kind == "Dense" and pooled and not dense and layer.config.get("use_bias", True):
+            dense, activation = at, _activation(layer)
+        elif layer.kind in ("Activation", "Softmax") and dense and not activation:
+            activation = _activation(layer)
+        else:
+            return HeadChain(listed, problem=f"{_describe(layer)} is not part of one dense layer on the pooled features")
+    if not dense:
+        return HeadChain(listed, problem="no dense layer on the pooled features")
+    return HeadChain(listed, dense, activation)
+
+
+def _activation(layer: Layer) -> str:
+    if layer.kind == "Softmax":
+        return "softmax"
+    value = layer.config.get("activation", "linear")
+    name = value.get("class_name", "unknown") if isinstance(value, Mapping) else str(value)
+    return "" if name == "linear" else name
+
+
+def _inputs(
+    graph: Graph, first: Layer, statistics: Callable[[Layer], Sequence[Sequence[float]] | None]
+) -> InputChain:
+    chain: list[Layer] = []
+    layer = first
+    while len(layer.inputs) == 1:
+        layer = graph[layer.inputs[0]]
+        chain.append(layer)
+    scale, offset, said = [1.0] * 3, [0.0] * 3, False
+    unknown = []
+    for layer in reversed(chain):
+        if layer.kind == "Rescaling":
+            factor, shift = _per_channel(layer.config["scale"]), _per_channel(layer.config.get("offset", 0.0))
+        elif layer.kind == "Normalization" and not layer.config.get("invert"):
+            moments = statistics(layer)
+            if moments is None:
+                unknown.append(_describe(layer))
+                continue
+            mean, variance = (_per_channel(values) for values in moments)
+            factor = [1 / max(math.sqrt(value), 1e-7) for value in variance]  # keras/src/layers/preprocessing/normalization.py
+            shift = [-m * f for m, f in zip(mean, factor, strict=True)]
+        else:
+            if layer.kind not in _IDENTITIES and not layer.kind.startswith("Random"):
+                unknown.append(_describe(layer))
+            continue
+        said = True
+        scale = [s * f for s, f in zip(scale, factor, strict=True)]
+        offset = [o * f + t for o, f, t in zip(offset, factor, shift, strict=True)]
+    names = tuple(_describe(layer) for layer in reversed(chain) if layer.kind != "InputLayer")
+    affine = (tuple(scale), tuple(offset)) if said else None
+    return InputChain(_input_size(chain), affine, names, tuple(unknown))
+
+
+def _per_channel(value: object) -> list[float]:
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list):
+        if len(value) != 3:
+            raise ValueError(f"3 channels were expected, found {len(value)}")
+        return [float(item) for item in value]
+    return [float(value)] * 3  # type: ignore[arg-type]
+
+
+def _input_size(chain: Sequence[Layer]) -> tuple[int, int] | None:
+    """Height and width that the innermost input layer asks for; None where they are free."""
+    for layer in chain:
+        shape = layer.config.get("batch_shape") or layer.config.get("batch_input_shape")
+        if layer.kind == "InputLayer" and shape and len(shape) == 4 and shape[1] and shape[2]:
+            return int(shape[1]), int(shape[2])
+    return None

@@ -1,0 +1,212 @@
+"""From a source's names and shapes to a total, one-to-one plan, or to one error that lists every defect.
+
+Nothing here reads tensor data or imports torch: the plan is proved on shapes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from porting import rules
+from porting.errors import Defect, ErrorKind, PortingError
+from porting.rules import Head, Role, Rule, Table
+from porting.sources.base import TensorSpec
+
+# Types that float32 holds exactly, and float64, which is rounded once (the manifest says so).
+READABLE = frozenset({"float16", "bfloat16", "float32", "float64"})
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A variable of the source that is left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask of a port."""
+
+    keep_background: bool = False
+    ema: bool = False
+    backbone_only: bool = False
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A source's variables under the names that the rule tables use.
+
+    Attributes:
+        file: the source as the user named it, for messages.
+        specs: variables by the vocabulary's names.
+        own_names: the vocabulary's name to the source's own, where they differ.
+        unread: variables that the container's own structure explains (an optimizer's, a preprocessing layer's).
+        head_layers: layers between the features and the output, described, where the source tells.
+        head_problem: why the head is not one dense layer on the pooled features; empty where it is, or is unknown.
+    """
+
+    file: str
+    specs: Mapping[str, TensorSpec]
+    own_names: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[Unread, ...] = ()
+    head_layers: tuple[str, ...] = ()
+    head_problem: str = ""
+
+    def own(self, name: str) -> str:
+        """The source's own name of a variable."""
+        return self.own_names.get(name, name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every variable's fate, proved on shapes.
+
+    Attributes:
+        table: the rules and trace points of the network that is ported; its rules name what is really read.
+        unread: every variable that is not read, with the reason.
+        classes: outputs of the ported classifier, 0 for a backbone.
+        notes: what the user should hear of (shadows that were not taken, for example).
+    """
+
+    table: Table
+    unread: tuple[Unread, ...]
+    classes: int
+    rounded: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def arch(self) -> str:
+        return self.table.arch
+
+
+def build_plan(contents: Contents, arch: str, options: Options) -> Plan:
+    """A plan that gives every parameter one variable and every variable one parameter or a reason.
+
+    Raises:
+        PortingError: mismatch, with every missing, extra or misshapen variable, and the network that would fit.
+    """
+    if options.ema and not any(_is_shadow(name) for name in contents.specs):
+        raise _mismatch(contents, [Defect("--ema", "no ExponentialMovingAverage variables in it")], "Leave --ema out.")
+    table, defects = _fit(contents, arch, options)
+    if defects:
+        raise _mismatch(contents, defects, _remedy(contents, arch, options, defects))
+    mapped = {rule.variable for rule in table.rules}
+    unread = (*contents.unread, *_explained(contents, table, options, mapped))
+    notes = []
+    shadows = sum(_is_shadow(name) for name in contents.specs)
+    if shadows and not options.ema:
+        notes.append(
+            f"{shadows} ExponentialMovingAverage shadows are in it; the plain variables are ported (--ema takes them)."
+        )
+    rounded = any(contents.specs[name].dtype == "float64" for name in mapped)
+    classes = table.rules[-1].target_shape[0] if table.logits else 0
+    return Plan(table, tuple(sorted(unread, key=lambda u: u.name)), classes, rounded, tuple(notes))
+
+
+def fitting_archs(contents: Contents, options: Options) -> tuple[str, ...]:
+    """The networks whose plan has no defect for this source."""
+    return tuple(arch for arch in rules.ARCHS if not _fit(contents, arch, options)[1])
+
+
+def nearest_arch(contents: Contents, options: Options) -> tuple[str, list[Defect]]:
+    """The network with the fewest defects, and the defects."""
+    found = ((arch, _fit(contents, arch, options)[1]) for arch in rules.ARCHS)
+    return min(found, key=lambda item: len(item[1]))
+
+
+def _fit(contents: Contents, arch: str, options: Options) -> tuple[Table, list[Defect]]:
+    """The table for this source and everything that speaks against it."""
+    defects: list[Defect] = []
+    plain = rules.table(arch, None)
+    head = None
+    if not options.backbone_only:
+        head, problem = _head(contents, plain, arch, options)
+        if problem:
+            defects.append(problem)
+    table = rules.table(arch, head)
+    if options.ema:
+        table = _with_shadows(contents, table)
+    for rule in table.rules:
+        spec = contents.specs.get(rule.variable)
+        if spec is None:
+            defects.append(Defect(contents.own(rule.variable), "no such variable", f"shape {list(rule.shape)}"))
+        elif spec.shape != rule.shape:
+            defects.append(
+                Defect(contents.own(rule.variable), f"shape {list(spec.shape)}", f"shape {list(rule.shape)}")
+            )
+        elif spec.dtype not in READABLE:
+            defects.append(Defect(contents.own(rule.variable), spec.dtype, "a floating-point type"))
+    mapped = {rule.variable for rule in table.rules}
+    explained = {u.name for u in _explained(contents, table, options, mapped)}
+    explained |= {u.name for u in contents.unread}
+    for name in contents.specs:
+        if name not in mapped and name not in explained:
+            found = f"a variable that {arch} does not have, of shape {list(contents.specs[name].shape)}"
+            defects.append(Defect(contents.own(name), found))
+    return table, defects
+
+
+def _head(contents: Contents, table: Table, arch: str, options: Options) -> tuple[Head | None, Defect | None]:
+    listed = "; ".join(contents.head_layers)
+    if contents.head_problem:
+        return None, Defect("head", f"{contents.head_problem} ({listed})" if listed else contents.head_problem)
+    weights = contents.specs.get(table.head[0])
+    if weights is None or not weights.shape:
+        found = f"none (after the features: {listed or 'nothing'})"
+        return None, Defect("head", found, f"a dense layer on the pooled features, {contents.own(table.head[0])}")
+    classes = weights.shape[-1]
+    drop = arch != rules.KERAS_ARCH and classes == rules.BACKGROUND_CLASSES and not options.keep_background
+    return Head(classes, skip=1 if drop else 0), None
+
+
+def _with_shadows(contents: Contents, table: Table) -> Table:
+    """The table, reading shadows. Only statistics may lack one: TensorFlow averages what is trained."""
+    taken = []
+    for rule in table.rules:
+        shadow = f"{rule.variable}/{rules.SHADOW}"
+        if shadow in contents.specs or rule.role is Role.WEIGHT:
+            rule = replace(rule, variable=shadow)
+        taken.append(rule)
+    return replace(table, rules=tuple(taken))
+
+
+def _is_shadow(name: str) -> bool:
+    return name.endswith(f"/{rules.SHADOW}")
+
+
+def _explained(contents: Contents, table: Table, options: Options, mapped: set[str]) -> Iterator[Unread]:
+    """Variables that are left out for a reason that their names give."""
+    known = mapped | set(table.head) | {name.removesuffix(f"/{rules.SHADOW}") for name in mapped}
+    for name in contents.specs:
+        if name in mapped:
+            continue
+        variable, _, leaf = name.rpartition("/")
+        if name in rules.COUNTERS:
+            yield Unread(name, rules.COUNTERS[name])
+        elif leaf in rules.SLOTS and variable in known:
+            yield Unread(name, f"optimizer slot ({leaf})")
+        elif _is_shadow(name) and variable in known:
+            yield Unread(name, "ExponentialMovingAverage shadow; the plain variable is ported")
+        elif name in table.head and options.backbone_only:
+            yield Unread(name, "classifier, left out by --backbone-only")
+        elif options.ema and f"{name}/{rules.SHADOW}" in mapped:
+            yield Unread(name, "--ema takes its ExponentialMovingAverage shadow")
+
+
+def _mismatch(contents: Contents, defects: Sequence[Defect], remedy: str) -> PortingError:
+    return PortingError(ErrorKind.MISMATCH, contents.file, defects, remedy)
+
+
+def _remedy(contents: Contents, arch: str, options: Options, defects: Sequence[Defect]) -> str:
+    fits = fitting_archs(contents, options)
+    if fits:
+        return f"This is not {arch}: use --arch {fits[0]}."
+    headless = replace(options, backbone_only=True)
+    if not options.backbone_only and arch in fitting_archs(contents, headless):
+        return "Port the network without its classifier with --backbone-only."
+    nearest, differences = nearest_arch(contents, options)
+    if nearest != arch and len(differences) < len(defects):
+        return f"No network fits; the nearest is --arch {nearest}, with {len(differences)} defects."
+    return f"No network fits; {arch} is the nearest. Check that the file is complete and is an Xception."

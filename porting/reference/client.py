@@ -1,0 +1,233 @@
+"""This side of the reference: starts its process, sends requests, and streams activations back."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from porting.errors import ErrorKind, PortingError
+
+# Activations read ahead of the comparison, so that the two frameworks overlap without holding more than a few layers.
+READ_AHEAD_BYTES = 128 << 20
+
+Activation = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class ReferenceSource:
+    """What the reference must load, described so that it reads the file with TensorFlow's own readers.
+
+    Attributes:
+        kind: "checkpoint" (an aligned network from a TensorFlow checkpoint) or "keras".
+        path: the checkpoint's prefix, or the Keras file.
+        arch: name of the network.
+        classes: outputs stored in the file; 0 where the classifier is left out.
+        variables: TensorFlow names that are stored under other names.
+        container: the source's container (Keras).
+        has_graph: whether the file holds the user's model, not weights alone (Keras).
+        layers: the vocabulary's layer names to paths in the user's model (Keras).
+        dense: path of the classifier in the user's model, or its name in keras.applications' (Keras).
+        store: prefix of a nested network's weights in a file without a graph (Keras).
+        nested: whether such a file nests the network in another model (Keras).
+    """
+
+    kind: str
+    path: str
+    arch: str
+    classes: int
+    variables: Mapping[str, str] = field(default_factory=dict)
+    container: str = ""
+    has_graph: bool = False
+    layers: Mapping[str, str] = field(default_factory=dict)
+    dense: str = ""
+    store: str = ""
+    nested: bool = False
+
+
+def tensorflow_available() -> bool:
+    """Whether TensorFlow is installed beside this package; does not import it."""
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def require_tensorflow(file: object) -> None:
+    """Raises PortingError: missing, where TensorFlow is not installed."""
+    if not tensorflow_available():
+        raise PortingError(
+            ErrorKind.MISSING,
+            file,
+            ["TensorFlow is not installed, and a port is proved against it"],
+            "Install it (pip install 'xception-porting[verify]'), or port without proof: --no-verify. "
+            "Reading a source does not need it.",
+        )
+
+
+class Reference:
+    """TensorFlow in a process of its own; a context manager that always ends the process."""
+
+    def __init__(self, file: object) -> None:
+        require_tensorflow(file)
+        self.file = file
+        self.log = tempfile.TemporaryFile()
+        root = str(Path(__file__).resolve().parents[2])
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "porting.reference.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+        )
+
+    def synthesize(self, arch: str, seed: int, folder: Path) -> Path:
+        """Have TensorFlow write a synthetic source into a folder; returns what to port."""
+        self._send({"do": "synthesize", "arch": arch, "seed": seed, "folder": str(folder)})
+        return Path(self._answer()["path"])
+
+    def open(self, source: ReferenceSource) -> None:
+        """Choose the source that `trace` runs; it is loaded by the first trace."""
+        self._send({"do": "open", "source": asdict(source)})
+        self._answer()
+
+    def trace(
+        self, image: npt.NDArray[np.float32], dtype: str = "float64", output_stride: int = 32
+    ) -> Iterator[tuple[str, Activation]]:
+        """Every activation of the network on an NHWC image, by name, in TensorFlow's order, read ahead a little.
+
+        Raises:
+            PortingError: reference, where TensorFlow could not run the source.
+        """
+        self._send(
+            {"do": "trace", "dtype": dtype, "output_stride": output_stride, "shape": image.shape, "nbytes": image.nbytes},
+            memoryview(np.ascontiguousarray(image)).cast("B"),
+        )
+        return _read_ahead(self._frames(np.dtype(dtype)))
+
+    def _frames(self, dtype: np.dtype[Any]) -> Iterator[tuple[str, Activation]]:
+        while not (header := self._header()).get("end"):
+            buffer = bytearray(header["nbytes"])
+            self._fill(memoryview(buffer))
+            yield header["name"], np.frombuffer(buffer, dtype).reshape(header["shape"])
+
+    def _send(self, request: Mapping[str, Any], payload: memoryview | None = None) -> None:
+        stream = self._stream(self.process.stdin)
+        try:
+            stream.write(json.dumps(request).encode() + b"\n")
+            if payload is not None:
+                stream.write(payload)
+            stream.flush()
+        except BrokenPipeError:
+            raise self._gone() from None
+
+    def _answer(self) -> dict[str, Any]:
+        header = self._header()
+        if not header.get("end"):
+            raise self._failed(f"an answer was expected, found {header}")
+        return header
+
+    def _header(self) -> dict[str, Any]:
+        line = self._stream(self.process.stdout).readline()
+        if not line:
+            raise self._gone()
+        header: dict[str, Any] = json.loads(line)
+        if "error" in header:
+            raise self._failed(header["error"])
+        return header
+
+    def _fill(self, buffer: memoryview) -> None:
+        stream = self._stream(self.process.stdout)
+        done = 0
+        while done < len(buffer):
+            count = stream.readinto(buffer[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise self._gone()
+            done += count
+
+    @staticmethod
+    def _stream(stream: IO[bytes] | None) -> IO[bytes]:
+        assert stream is not None  # both are pipes
+        return stream
+
+    def _failed(self, text: str) -> PortingError:
+        return PortingError(
+            ErrorKind.REFERENCE,
+            self.file,
+            [f"TensorFlow could not run it: {text}"],
+            "Without TensorFlow's side there is no proof; --no-verify ports it unverified.",
+        )
+
+    def _gone(self) -> PortingError:
+        code = self.process.wait()
+        self.log.seek(0)
+        tail = self.log.read().decode(errors="replace").strip().splitlines()[-1:]
+        return self._failed(f"its process ended with status {code}" + (f" ({tail[0]})" if tail else ""))
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        if self.process.poll() is None:
+            self.process.kill()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    pass  # what was still to be written has no reader any more
+        self.process.wait()
+        self.log.close()
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _read_ahead(frames: Iterator[tuple[str, Activation]]) -> Iterator[tuple[str, Activation]]:
+    """Drain `frames` in a thread, at most READ_AHEAD_BYTES ahead of the consumer."""
+    items: queue.SimpleQueue[tuple[str, Activation] | BaseException | None] = queue.SimpleQueue()
+    room = threading.Condition()
+    ahead = 0
+    stopped = False
+
+    def drain() -> None:
+        nonlocal ahead
+        try:
+            for item in frames:
+                with room:
+                    room.wait_for(lambda: stopped or ahead < READ_AHEAD_BYTES)
+                    if stopped:
+                        return
+                    ahead += item[1].nbytes
+                items.put(item)
+            items.put(None)
+        except BaseException as error:  # delivered to the consumer, which raises it
+            items.put(error)
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            with room:
+                ahead -= item[1].nbytes
+                room.notify()
+            yield item
+    finally:
+        with room:
+            stopped = True
+            room.notify()

@@ -1,0 +1,205 @@
+"""Keras's own execution of an Xception: the user's model where the file holds one, else keras.applications'."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from porting.reference.tensorflow_import import keras, tf
+
+Model = Any
+Tensor = Any
+Emit = Callable[[str, Tensor], None]
+
+
+class KerasXception:
+    """Keras layers of a user's Xception, run one by one so that only live activations are held.
+
+    Args:
+        source: as `porting.reference.client.ReferenceSource` describes it.
+        dtype: "float64" or "float32".
+    """
+
+    def __init__(self, source: Mapping[str, Any], dtype: str) -> None:
+        if source["has_graph"]:
+            model = _load_model(source)
+            layers: dict[str, str] = source["layers"]
+        else:
+            model = _load_weights(source)
+            layers = {}
+        backbone, names = _backbone(model, layers)
+        self.dtype = dtype
+        self.names = names  # layer of the backbone to the vocabulary's name
+        self.backbone = _recast(backbone, dtype)
+        self.pool = keras.layers.GlobalAveragePooling2D(dtype=dtype)
+        self.dense = None
+        if source["dense"]:
+            self.dense = _recast_dense(_layer(model, source["dense"]), dtype)
+
+    def __call__(self, image: Tensor, emit: Emit) -> None:
+        """Run the network on an NHWC image and emit (name, activation) in Keras's own order."""
+        features = None
+        for layer, output in run_layers(self.backbone, tf.cast(image, self.dtype)):
+            name = self.names.get(layer.name)
+            if name:
+                emit(name, output)
+            features = output
+        pooled = self.pool(features)
+        emit("avg_pool", pooled)
+        if self.dense is not None:
+            emit("predictions", self.dense(pooled))
+
+
+def run_layers(model: Model, image: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    """Each layer of a functional model with its output, dropping activations after their last use."""
+    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    inputs = {layer.name: layer.input if isinstance(layer.input, list) else [layer.input] for layer in layers}
+    last_use = {id(tensor): layer.name for layer in layers for tensor in inputs[layer.name]}
+    values = {id(model.inputs[0]): image}
+    for layer in layers:
+        arguments = [values[id(tensor)] for tensor in inputs[layer.name]]
+        output = layer(arguments if len(arguments) > 1 else arguments[0], training=False) if _trains(layer) else layer(
+            arguments if len(arguments) > 1 else arguments[0]
+        )
+        values[id(layer.output)] = output
+        for tensor in inputs[layer.name]:
+            if last_use[id(tensor)] == layer.name:
+                values.pop(id(tensor), None)
+        yield layer, output
+
+
+def _trains(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _load_model(source: Mapping[str, Any]) -> Model:
+    """The user's own model; safe mode refuses code inside it."""
+    with _named(source) as path:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+def _load_weights(source: Mapping[str, Any]) -> Model:
+    """keras.applications' Xception with the file's weights, read by Keras."""
+    has_head = source["classes"] > 0
+    nested = bool(source["nested"])
+    if nested and source["container"] == "keras-h5":
+        # Legacy files are loaded by topology, so the nesting is rebuilt.
+        backbone = keras.applications.Xception(weights=None, include_top=False, pooling="avg")
+        inputs = keras.Input((None, None, 3))
+        outputs = backbone(inputs)
+        if has_head:
+            outputs = keras.layers.Dense(source["classes"], name="predictions")(outputs)
+        model = keras.Model(inputs, outputs)
+        with _named(source) as path:
+            model.load_weights(path)
+        if not has_head:
+            return backbone
+        flat = keras.layers.Dense(source["classes"], name="predictions")(backbone.output)
+        result = keras.Model(backbone.input, flat)
+        result.get_layer("predictions").set_weights(model.get_layer("predictions").get_weights())
+        return result
+    model = keras.applications.Xception(
+        weights=None, include_top=has_head, classes=source["classes"] or 1000, classifier_activation=None
+    )
+    with _named(source) as path:
+        model.load_weights(_lifted(path, source["store"]) if nested else path)
+    return model
+
+
+def _lifted(path: str, store: str) -> str:
+    """A copy of a `.weights.h5` file in which a nested model's layers lie at the top, beside the outer dense layer."""
+    import h5py
+
+    lifted = str(Path(path).with_name("lifted.weights.h5"))
+    with h5py.File(path, "r") as source, h5py.File(lifted, "w") as target:
+        source.copy(f"{store}layers", target, "layers")
+        if "dense" in source["layers"] and "dense" not in target["layers"]:
+            source.copy("layers/dense", target["layers"], "dense")
+    return lifted
+
+
+class _named:
+    """A private copy of the file under the extension that Keras expects for its content."""
+
+    EXTENSIONS = {"keras-h5": "model.h5", "keras-weights-h5": "model.weights.h5", "keras-zip": "model.keras"}
+
+    def __init__(self, source: Mapping[str, Any]) -> None:
+        self.source = source
+
+    def __enter__(self) -> str:
+        self.folder = tempfile.mkdtemp(prefix="porting-reference-")
+        target = Path(self.folder, self.EXTENSIONS[self.source["container"]])
+        target.symlink_to(Path(self.source["path"]).resolve())
+        return str(target)
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _layer(model: Model, path: str) -> Any:
+    for name in path.split("/"):
+        model = model.get_layer(name)
+    return model
+
+
+def _backbone(model: Model, layers: Mapping[str, str]) -> tuple[Model, dict[str, str]]:
+    """The part of a model from the first convolution to the features, and its layers' vocabulary names."""
+    holder = layers["block1_conv1"].rpartition("/")[0] if layers else ""
+    if holder:
+        model = _layer(model, holder)
+    first, last = model.get_layer("block1_conv1"), model.get_layer("block14_sepconv2_act")
+    backbone = keras.Model(first.input, last.output)
+    if layers:
+        return backbone, {path.rpartition("/")[2]: name for name, path in layers.items()}
+    return backbone, fresh_names(backbone)
+
+
+def fresh_names(backbone: Model) -> dict[str, str]:
+    """Vocabulary names for a keras.applications model: its own, automatic ones counted from the start."""
+    names = {}
+    counts: dict[str, int] = {}
+    for layer in backbone.layers:
+        stem = layer.name.rstrip("0123456789").rstrip("_")
+        if stem in ("conv2d", "batch_normalization", "add"):
+            index = counts[stem] = counts.get(stem, -1) + 1
+            names[layer.name] = f"{stem}_{index}" if index else stem
+        else:
+            names[layer.name] = layer.name
+    return names
+
+
+def _recast(model: Model, dtype: str) -> Model:
+    """The same model with another type and free height and width.
+
+    `set_floatx` does not reach a built model, so the types in its configuration are rewritten.
+    """
+    config = model.get_config()
+    for item in config["layers"]:
+        if item["class_name"] == "InputLayer":
+            item["config"]["batch_shape"] = [None, None, None, 3]
+        item["build_config"] = None
+    copy = keras.Model.from_config(_with_dtype(json.loads(json.dumps(config)), dtype))
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _recast_dense(layer: Any, dtype: str) -> Any:
+    """The user's dense layer without its activation: logits come out."""
+    config = _with_dtype(layer.get_config(), dtype)
+    config["activation"] = "linear"
+    copy = keras.layers.Dense.from_config(config)
+    copy.build((None, layer.get_weights()[0].shape[0]))
+    copy.set_weights(layer.get_weights())
+    return copy
+
+
+def _with_dtype(value: Any, dtype: str) -> Any:
+    if isinstance(value, dict):
+        return {key: dtype if key == "dtype" else _with_dtype(item, dtype) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_dtype(item, dtype) for item in value]
+    return value

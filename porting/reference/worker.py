@@ -1,0 +1,114 @@
+"""The reference's own process: reads requests on stdin, answers on stdout, and is the only one to hold TensorFlow.
+
+A request is one line of JSON, then `nbytes` of payload. Answers are frames of the same form: `{"name", "shape", "nbytes"}`
+with an activation as little-endian values of the request's dtype, `{"end": true, ...}` after the last, or
+`{"error": text}`. Requests:
+
+- `{"do": "synthesize", "arch", "seed", "folder"}`: write a synthetic source; the end frame holds its `path`.
+- `{"do": "open", "source": {...}}`: the source that traces will run.
+- `{"do": "trace", "dtype", "output_stride", "shape", "nbytes"}` and a float32 NHWC image: every activation, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+
+def _frame(out: BinaryIO, header: Mapping[str, Any], payload: memoryview | None = None) -> None:
+    body = {**header, "nbytes": payload.nbytes if payload is not None else 0}
+    out.write(json.dumps(body).encode() + b"\n")
+    if payload is not None:
+        out.write(payload)
+
+
+class Worker:
+    """Answers requests about one source at a time."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.out = out
+        self.source: Mapping[str, Any] = {}
+        self.models: dict[str, Any] = {}
+
+    def synthesize(self, request: Mapping[str, Any], _: bytes) -> dict[str, Any]:
+        from porting.reference import synthesis
+
+        folder = Path(request["folder"])
+        if request["arch"] == "xception":
+            return {"path": str(synthesis.write_keras(request["seed"], folder))}
+        return {"path": str(synthesis.write_checkpoint(request["arch"], request["seed"], folder))}
+
+    def open(self, request: Mapping[str, Any], _: bytes) -> dict[str, Any]:
+        self.source = request["source"]
+        self.models = {}
+        return {}
+
+    def trace(self, request: Mapping[str, Any], payload: bytes) -> dict[str, Any]:
+        dtype = request["dtype"]
+        image = np.frombuffer(payload, np.float32).reshape(request["shape"])
+
+        def emit(name: str, tensor: Any) -> None:
+            array = np.ascontiguousarray(tensor.numpy())
+            _frame(self.out, {"name": name, "shape": array.shape}, memoryview(array).cast("B"))
+
+        self._network(dtype, request["output_stride"])(image, emit)
+        return {}
+
+    def _network(self, dtype: str, output_stride: int) -> Callable[..., None]:
+        if self.source["kind"] == "keras":
+            from porting.reference.original import KerasXception
+
+            if dtype not in self.models:
+                self.models[dtype] = KerasXception(self.source, dtype)
+            return self.models[dtype]  # type: ignore[no-any-return]
+        from porting.reference.aligned import AlignedXception
+        from porting.reference.tensorflow_import import tf
+
+        reader = tf.train.load_checkpoint(self.source["path"])
+        names: Mapping[str, str] = self.source["variables"]  # only what differs: shadows, container keys
+
+        def variable(name: str) -> Any:
+            return reader.get_tensor(names.get(name, name))
+
+        return AlignedXception(self.source["arch"], variable, dtype, output_stride, self.source["classes"] > 0)
+
+
+def serve(requests: BinaryIO, out: BinaryIO) -> None:
+    """Answer requests until the stream ends."""
+    worker = Worker(out)
+    from porting.reference import tensorflow_import
+
+    assert tensorflow_import.tf is not None  # the import is the slow part: it runs while the other side reads
+    actions = {"synthesize": worker.synthesize, "open": worker.open, "trace": worker.trace}
+    while line := requests.readline():
+        request = json.loads(line)
+        payload = requests.read(request.get("nbytes", 0))
+        try:
+            answer = actions[request["do"]](request, payload)
+        except BrokenPipeError:
+            return
+        except Exception as error:  # every failure crosses to the other side, which reports it
+            _frame(out, {"error": f"{type(error).__name__}: {error}"})
+        else:
+            _frame(out, {"end": True, **answer})
+        out.flush()
+
+
+def main() -> None:
+    """Serve on the standard streams; whatever else is printed to stdout goes to stderr instead."""
+    out = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
+    os.dup2(2, 1)
+    try:
+        serve(sys.stdin.buffer, out)
+    except (BrokenPipeError, KeyboardInterrupt):
+        os._exit(1)  # the other side is gone; nothing to flush to
+
+
+if __name__ == "__main__":
+    main()
