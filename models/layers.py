@@ -87,7 +87,8 @@ class MaxPoolSame(nn.Module):
     """3x3 max-pool with stride 2 and TensorFlow's SAME padding: (N, C, H, W) to (N, C, ceil(H/2), ceil(W/2)).
 
     SAME pads 1 before and 1 after an odd side, but 0 before and 1 after an even one, always with minus infinity
-    (TensorFlow, `tf.nn`, "Notes on padding"). Written without a branch, so that a traced or exported graph is right for every size.
+    (TensorFlow, `tf.nn`, "Notes on padding"). Written without a branch, so that a traced or exported graph is right
+    for every size.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -60,7 +60,9 @@ class AlignedUnit(nn.Module):
         outputs = config.channels[-1]
         self.shortcut: nn.Module | None = None
         self.is_residual = not config.last
-        if self.is_residual and (inputs != outputs or stride != 1):
+        # By the unit's own stride, not the one it runs at: at output stride 8 the fifth unit of xception71 keeps its
+        # shortcut convolution (timm drops it there and cannot take the weights).
+        if self.is_residual and (inputs != outputs or config.stride != 1):
             self.shortcut = ConvNorm(inputs, outputs, 1, stride, relu=False, folded=folded)
         self.stack = nn.Sequential()
         for index, channels in enumerate(config.channels, start=1):
