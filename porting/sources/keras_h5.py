@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from porting.errors import ErrorKind, PortingError, corrupt, unsupported
-from porting.sources.base import TensorSource, TensorSpec, read_exactly, widen_bfloat16
+from porting.errors import corrupt, unsupported
+from porting.sources.base import TensorSource, TensorSpec, open_file, read_exactly, widen_bfloat16
 from porting.sources.hdf5_index import Dataset, Hdf5Index, read_index
 from porting.sources.hdf5_process import Hdf5File, Hdf5Process, Window
 
@@ -56,10 +56,7 @@ class KerasSource(TensorSource):
         self._owns_process = process is None
         self._crc = crc
         self._buffer = bytearray()
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise PortingError(ErrorKind.MISSING, path, [error.strerror or str(error)]) from None
+        self._fd = open_file(path)
         # Closes the file and reaps the child even where nobody calls close().
         self._finalizer = weakref.finalize(self, _release, self._fd, self._process if self._owns_process else None)
         try:

@@ -6,15 +6,15 @@ Source: keras/src/saving/saving_lib.py in Keras 3.
 
 from __future__ import annotations
 
-import io
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from porting.errors import corrupt, unsupported
+from porting.sources.archive_members import Member
 from porting.sources.hdf5_process import Hdf5Process, Window
 from porting.sources.keras_h5 import MAX_CONFIG_BYTES, KerasSource, parse_config
-from porting.sources.zip_directory import Member, extract
+from porting.sources.temporary_folder import TemporaryFolder
+from porting.sources.zip_directory import copy_member, member_bytes
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 
@@ -43,17 +43,17 @@ class KerasZipSource(KerasSource):
         config = by_name[CONFIG]
         if config.size > MAX_CONFIG_BYTES:
             raise corrupt(path, CONFIG, f"{config.size} bytes", f"at most {MAX_CONFIG_BYTES} bytes")
-        text = io.BytesIO()
-        extract(path, config, text)
-        parsed = parse_config(path, CONFIG, text.getvalue())
+        parsed = parse_config(path, CONFIG, member_bytes(path, config))
         weights = by_name[WEIGHTS]
         self._archive = path
         if weights.compressed:
-            # The file has no name once it is open, so nothing can leave it behind.
-            with tempfile.NamedTemporaryFile(prefix="xception-porting-", suffix=".h5") as file:
-                extract(path, weights, file)  # type: ignore[arg-type]
-                file.flush()
-                super().__init__(Path(file.name), process=process, shown=path)
+            folder = TemporaryFolder()
+            try:
+                with folder.writer(path, WEIGHTS) as write:
+                    copy_member(path, weights, write)
+                super().__init__(folder.path / WEIGHTS, process=process, shown=path)
+            finally:
+                folder.close()  # the open file stays readable without a name
         else:
             super().__init__(path, Window(weights.offset, weights.size), weights.crc, process)
         self.container = "keras-zip"
