@@ -7,7 +7,7 @@ import re
 from importlib import import_module
 from pathlib import Path
 
-from porting.errors import ErrorKind, PortingError, unsupported
+from porting.errors import ErrorKind, PortingError, corrupt, unsupported
 from porting.sources.base import TensorSource, TensorSpec, open_file, read_exactly
 
 __all__ = ["TensorSource", "TensorSpec", "open_source"]
@@ -20,7 +20,13 @@ _BEGINNINGS = (
     (0, b"\x1f\x8b", "porting.sources.archive:open_tar"),
     (257, b"ustar", "porting.sources.archive:open_tar"),
 )
-_SHARD = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}$", re.DOTALL)
+# Parts of a checkpoint that name no tensors, known by their names because their bytes are anything.
+_PARTS = (
+    (re.compile(r"(?<=.)\.data-\d{5}-of-\d{5}$"), "a data file of a checkpoint, which names no tensors"),
+    (re.compile(r"(?<=.)\.meta$"), "the graph of a checkpoint, which holds no tensors"),
+)
+_SAVED_MODEL = b"\x08\x01"  # SavedModel.saved_model_schema_version = 1
+_GRAPH = b"\x0a"  # GraphDef.node, a message
 _HEAD = 512  # bytes looked at
 
 
@@ -38,7 +44,7 @@ def open_source(path: str | os.PathLike[str]) -> TensorSource:
         if source.is_dir():
             return _open_folder(source)
         if source.with_name(source.name + ".index").is_file() and not source.is_file():
-            return _open_bundle(source)
+            return _open_prefix(source)
         return _open_file(source)
     except (OSError, ValueError) as error:  # a name too long, a null byte in it, a folder that may not be searched
         raise PortingError(ErrorKind.MISSING, path, [str(error)], "Check the path.") from None
@@ -51,25 +57,63 @@ def _open_with(opener: str, path: Path) -> TensorSource:
 
 
 def _open_folder(folder: Path) -> TensorSource:
+    if (folder / "saved_model.pb").is_file() or (folder / "saved_model.pbtxt").is_file():
+        from porting.sources.saved_model import open_saved_model
+
+        return open_saved_model(folder)
     from porting.sources.checkpoint_folder import newest_prefix
 
     prefix = newest_prefix(folder)
-    return _open_file(prefix) if prefix.is_file() else _open_bundle(prefix)
+    return _open_file(prefix) if prefix.is_file() else _open_prefix(prefix)
 
 
-def _open_bundle(prefix: Path) -> TensorSource:
+def _open_prefix(prefix: Path) -> TensorSource:
+    """A checkpoint of several files: V2, object-based or not, or sharded V1."""
+    if not prefix.with_name(prefix.name + ".index").is_file():
+        from porting.sources.checkpoint_v1 import V1Source
+
+        return V1Source(prefix)
     from porting.sources.bundle import BundleSource
 
-    return BundleSource(prefix)
+    source = BundleSource(prefix)
+    from porting.sources.object_graph import OBJECT_GRAPH_KEY, name_variables
+
+    if OBJECT_GRAPH_KEY in source.entries:
+        name_variables(source)
+    return source
+
+
+def _open_table(path: Path) -> TensorSource:
+    """A V2 index, or a V1 checkpoint: what lies under the empty key tells them apart."""
+    from porting.sources.table import Table
+
+    table = Table(path)
+    try:
+        first = table.block(0)[:1] if len(table) else []
+    finally:
+        table.close()
+    # BundleHeaderProto begins with its number of shards, SavedTensorSlices with a message.
+    if first and first[0][0] == b"" and first[0][1][:1] == b"\x0a":
+        from porting.sources.checkpoint_v1 import V1Source
+
+        return V1Source(path)
+    if not path.name.endswith(".index"):
+        raise PortingError(
+            ErrorKind.UNSUPPORTED, path, ["a checkpoint index under a name that does not end in .index"],
+            "Name it PREFIX.index, beside PREFIX.data-00000-of-00001, and give PREFIX.",
+        )  # fmt: skip
+    return _open_prefix(path.with_name(path.name.removesuffix(".index")))
 
 
 def _open_file(path: Path) -> TensorSource:
+    if not path.exists():
+        from porting.sources.checkpoint_v1 import v1_shards
+
+        if v1_shards(path):
+            return _open_prefix(path)
+        raise PortingError(ErrorKind.MISSING, path, ["no such file, folder or checkpoint prefix"], _instead_of(path))
     from porting.sources.table import is_table
 
-    if not path.exists():
-        shard = _SHARD.match(path.name)
-        remedy = f"Give the checkpoint's prefix, {path.with_name(shard['prefix'])}." if shard else "Check the path."
-        raise PortingError(ErrorKind.MISSING, path, ["no such file, folder or checkpoint prefix"], remedy)
     fd = open_file(path)
     try:
         head = bytearray(_HEAD)
@@ -78,17 +122,26 @@ def _open_file(path: Path) -> TensorSource:
     finally:
         os.close(fd)
     if table:
-        return _open_bundle(path.with_name(path.name.removesuffix(".index")))
+        return _open_table(path)
     for offset, magic, opener in _BEGINNINGS:
         if head[offset : offset + len(magic)] == magic:
             return _open_with(opener, path)
-    if shard := _SHARD.match(path.name):
-        raise PortingError(
-            ErrorKind.UNSUPPORTED, path, ["a data file of a checkpoint, which names no tensors"],
-            f"Give the checkpoint's prefix, {path.with_name(shard['prefix'])}.",
-        )  # fmt: skip
+    for ending, what in _PARTS:
+        if ending.search(path.name):
+            raise PortingError(ErrorKind.UNSUPPORTED, path, [what], _instead_of(path))
     if path.name.endswith(".index"):
-        raise PortingError(ErrorKind.CORRUPT, path, ["not a checkpoint index: its table footer is missing"],
-                           "Fetch or copy the file again.")  # fmt: skip
-    raise unsupported(path, "", f"no format that is read here; it begins with {bytes(head[:8])!r}",
-                      "Give a TensorFlow checkpoint, SavedModel or frozen graph, or a Keras file.")  # fmt: skip
+        raise corrupt(path, "table footer", "none", "the footer that ends a checkpoint index")
+    if head[:2] == _SAVED_MODEL and path.name == "saved_model.pb":
+        return _open_folder(path.parent)
+    if head[:1] == _GRAPH:
+        return _open_with("porting.sources.frozen_graph:FrozenGraphSource", path)
+    found = f"no format that is read here; it begins with {bytes(head[:8])!r}" if head else "an empty file"
+    raise unsupported(path, "", found, "Give a TensorFlow checkpoint, SavedModel or frozen graph, or a Keras file.")
+
+
+def _instead_of(path: Path) -> str:
+    """What to give instead of a file that is part of a checkpoint."""
+    for ending, _ in _PARTS:
+        if match := ending.search(path.name):
+            return f"Give the checkpoint's prefix, {path.with_name(path.name[: match.start()] or '.')}."
+    return "Check the path."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,21 @@ class BundleSource(TensorSource):
 
     Args:
         prefix: the checkpoint's prefix, without ".index".
+        container: what kind of container holds it.
+        path: what the user named, where that is not the prefix.
+        beside: other files of the container.
 
     Raises:
         PortingError: missing, corrupt or unsupported index.
     """
 
-    container = "tf-checkpoint-v2"
-
-    def __init__(self, prefix: Path) -> None:
-        self.path = prefix
+    def __init__(
+        self, prefix: Path, container: str = "tf-checkpoint-v2", path: Path | None = None, beside: Sequence[Path] = ()
+    ) -> None:
+        self.path = path or prefix
+        self.container = container
+        self._prefix = prefix
+        self._beside = tuple(beside)
         self.index_path = prefix.with_name(prefix.name + ".index")
         self._index = read_index(self.index_path)
         self.entries: Mapping[str, Entry] = self._index.entries
@@ -47,12 +54,20 @@ class BundleSource(TensorSource):
         self._fds: dict[int, tuple[int, int]] = {}  # shard: descriptor, bytes in the file
         self._buffer = np.empty(0, np.uint8)
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """List tensors under other names, in the order of `names` (the new by the old); the rest are left out."""
+        self.entries = {
+            new: replace(self.entries[old], spec=replace(self.entries[old].spec, name=new))
+            for old, new in names.items()
+        }
+        self.specs = {name: entry.spec for name, entry in self.entries.items()}
+
     def shard_path(self, shard: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.data-{shard:05d}-of-{self._index.shards:05d}")
+        return self._prefix.with_name(f"{self._prefix.name}.data-{shard:05d}-of-{self._index.shards:05d}")
 
     def files(self) -> Sequence[Path]:
         shards = sorted({entry.shard for entry in self._index.stored()})
-        return [self.index_path, *map(self.shard_path, shards)]
+        return [*self._beside, self.index_path, *map(self.shard_path, shards)]
 
     def verify_files(self) -> None:
         needed: dict[int, Entry] = {}

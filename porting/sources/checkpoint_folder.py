@@ -11,18 +11,20 @@ from pathlib import Path
 
 from porting.errors import ErrorKind, PortingError, corrupt
 from porting.sources.base import open_file, read_exactly
+from porting.sources.checkpoint_v1 import v1_shards
 
 _LIMIT = 1 << 20  # bytes; TensorFlow lists every checkpoint that is still kept, a line each
 _NEWEST = re.compile(
     rb"""^\s*model_checkpoint_path\s*:\s*("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')\s*[,;]?\s*(?:#.*)?$"""
 )
+_PATTERN = re.compile(r"-\?{5}-of-\d{5}$")
 _ESCAPE = re.compile(rb"\\([0-7]{1,3}|x[0-9a-fA-F]{1,2}|.)", re.DOTALL)
 _LETTERS = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 
 
 def is_checkpoint(prefix: Path) -> bool:
-    """Whether a V2 index, or a file of that very name (V1), is there."""
-    return prefix.with_name(prefix.name + ".index").is_file() or prefix.is_file()
+    """Whether a V2 index, or a V1 checkpoint, whole or in shards, is there."""
+    return prefix.with_name(prefix.name + ".index").is_file() or prefix.is_file() or bool(v1_shards(prefix))
 
 
 def newest_prefix(folder: Path) -> Path:
@@ -34,7 +36,8 @@ def newest_prefix(folder: Path) -> Path:
     """
     state = folder / "checkpoint"
     if state.is_file():
-        named = Path(_unquoted(_named(state), state))
+        # Of a sharded V1 checkpoint it names a pattern, PREFIX-?????-of-00002.
+        named = Path(_PATTERN.sub("", _unquoted(_named(state), state)))
         # Folders get copied and archived whole, so an absolute path is looked for beside the file first.
         places = [folder / named.name, named] if named.is_absolute() else [folder / named, folder / named.name]
         for prefix in places:

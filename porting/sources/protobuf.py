@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+# Repeated numbers, packed into one field or a field each: both are valid, whichever the schema prefers.
+PACKED_VARINT, PACKED_FIXED64, PACKED_FIXED32 = 8, 9, 13
 
 _FIXED64 = struct.Struct("<Q")
 _FIXED32 = struct.Struct("<I")
@@ -94,8 +96,8 @@ def parse(data: bytes | memoryview, known: Mapping[int, int]) -> Message:
         expected = known.get(number)
         if expected is None:
             continue
-        if wire != expected:
-            raise WireError(f"field {number} has wire type {wire}, not {expected}")
+        if wire != expected and (expected < 8 or wire not in (BYTES, expected - 8)):
+            raise WireError(f"field {number} has wire type {wire}, not {expected & 7}")
         if number in message:
             message[number].append(value)
         else:

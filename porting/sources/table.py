@@ -23,7 +23,7 @@ TRAILER = 5  # bytes after each block: compression type, masked crc32c
 _NONE, _SNAPPY = 0, 1
 
 # A snappy element of three bytes yields at most 64 (github.com/google/snappy, format_description.txt).
-_SNAPPY_RATIO = 22
+SNAPPY_RATIO = 22
 
 
 class _BadBlockError(Exception):
@@ -212,7 +212,7 @@ class Table:
             declared, _ = _varint(data, 0, len(data))
         except _BadBlockError as error:
             raise corrupt(self.path, what, f"snappy length: {error}") from None
-        if declared > _SNAPPY_RATIO * len(data):
+        if declared > SNAPPY_RATIO * len(data):
             raise corrupt(self.path, what, f"{declared} bytes declared for {len(data)} bytes of snappy data")
         import cramjam  # only old V1 checkpoints need it
 
