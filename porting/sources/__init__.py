@@ -26,7 +26,7 @@ _PARTS = (
     (re.compile(r"(?<=.)\.meta$"), "the graph of a checkpoint, which holds no tensors"),
 )
 _SAVED_MODEL = b"\x08\x01"  # SavedModel.saved_model_schema_version = 1
-_GRAPH = b"\x0a"  # GraphDef.node, a message
+_GRAPH = (0x0A, 0x12, 0x18, 0x22)  # GraphDef: node, library, version or versions comes first, as the writer likes
 _HEAD = 512  # bytes looked at
 
 
@@ -133,7 +133,7 @@ def _open_file(path: Path) -> TensorSource:
         raise corrupt(path, "table footer", "none", "the footer that ends a checkpoint index")
     if head[:2] == _SAVED_MODEL and path.name == "saved_model.pb":
         return _open_folder(path.parent)
-    if head[:1] == _GRAPH:
+    if head and head[0] in _GRAPH:
         return _open_with("porting.sources.frozen_graph:FrozenGraphSource", path)
     found = f"no format that is read here; it begins with {bytes(head[:8])!r}" if head else "an empty file"
     raise unsupported(path, "", found, "Give a TensorFlow checkpoint, SavedModel or frozen graph, or a Keras file.")
