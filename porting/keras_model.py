@@ -17,7 +17,9 @@ from porting.keras_graph import Graph, Layer
 BATCH_NORM_EPSILON = 1e-3  # Keras's default, and what keras.applications' Xception uses
 
 # Layers that pass their input on unchanged at inference.
-_IDENTITIES = frozenset({"InputLayer", "Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout"})
+_IDENTITIES = frozenset(
+    {"InputLayer", "Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout"}
+)
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,9 @@ def _head(graph: Graph, features: str) -> HeadChain:
         elif layer.kind in ("Activation", "Softmax") and dense and not activation:
             activation = _activation(layer)
         else:
-            return HeadChain(listed, problem=f"{_describe(layer)} is not part of one dense layer on the pooled features")
+            return HeadChain(
+                listed, problem=f"{_describe(layer)} is not part of one dense layer on the pooled features"
+            )
     if not dense:
         return HeadChain(listed, problem="no dense layer on the pooled features")
     return HeadChain(listed, dense, activation)
@@ -187,9 +191,7 @@ def _activation(layer: Layer) -> str:
     return "" if name == "linear" else name
 
 
-def _inputs(
-    graph: Graph, first: Layer, statistics: Callable[[Layer], Sequence[Sequence[float]] | None]
-) -> InputChain:
+def _inputs(graph: Graph, first: Layer, statistics: Callable[[Layer], Sequence[Sequence[float]] | None]) -> InputChain:
     chain: list[Layer] = []
     layer = first
     while len(layer.inputs) == 1:
@@ -206,7 +208,9 @@ def _inputs(
                 unknown.append(_describe(layer))
                 continue
             mean, variance = (_per_channel(values) for values in moments)
-            factor = [1 / max(math.sqrt(value), 1e-7) for value in variance]  # keras/src/layers/preprocessing/normalization.py
+            factor = [
+                1 / max(math.sqrt(value), 1e-7) for value in variance
+            ]  # keras/src/layers/preprocessing/normalization.py
             shift = [-m * f for m, f in zip(mean, factor, strict=True)]
         else:
             if layer.kind not in _IDENTITIES and not layer.kind.startswith("Random"):

@@ -1,16 +1,15 @@
 """Keras's containers under the one vocabulary of `porting.rules`, whatever names or numbers the file uses.
 
-Three generations of names (see `porting.sources`): Keras 1's numbered layers, the layer names of legacy `.h5` files, and
-the per-class counters of `.weights.h5` and `.keras` files. Where the file holds a graph, the graph decides; else the
-order of the network, which Keras's writers keep.
+Three generations of names (see `porting.sources`): Keras 1's numbered layers, the layer names of legacy `.h5` files,
+and the per-class counters of `.weights.h5` and `.keras` files. Where the file holds a graph, the graph decides; else
+the order of the network, which Keras's writers keep.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from porting import rules
 from porting.errors import PortingError, corrupt
@@ -43,13 +42,13 @@ class KerasContents:
         contents: what a plan is built from.
         model: the Xception in the file's graph; None where the file holds weights only.
         store: prefix under which a nested Xception's weights lie in a file without a graph.
-        raw: the vocabulary's variable names to the source's.
+        nested: whether such a file nests the network in another model.
     """
 
     contents: Contents
     model: KerasModel | None
     store: str
-    raw: Mapping[str, str]
+    nested: bool
 
 
 def is_keras(source: TensorSource) -> bool:
@@ -75,12 +74,12 @@ def keras_contents(source: TensorSource, options: Options) -> KerasContents:
         store, named = _by_counters(source.specs)
     else:
         named = _by_keras1_numbers(source.specs) or _by_layer_names(source.specs)
-    problem, layers, activation_of = "", (), None
+    problem: str = ""
+    layers: tuple[str, ...] = ()
     if model:
         problem, layers = model.head.problem, model.head.layers
     elif named:
         problem, layers = _dense_by_shape(source.specs, named, store)
-    del activation_of
     taken = set(named.values())
     unread = []
     specs = {name: replace(source.specs[own], name=name) for name, own in named.items()}
@@ -100,7 +99,7 @@ def keras_contents(source: TensorSource, options: Options) -> KerasContents:
         layers,
         problem,
     )
-    return KerasContents(contents, model, store, named)
+    return KerasContents(contents, model, store, _is_nested(named))
 
 
 def _xception(source: TensorSource, graph: Graph) -> KerasModel | None:
@@ -137,7 +136,6 @@ def _own_names(source: TensorSource, layer: Layer) -> dict[str, str]:
 
 
 _Index = dict[tuple[str, str], dict[str, str]]
-_legacy_cache: tuple[int, _Index] = (0, {})
 
 
 def _legacy_index(specs: Mapping[str, TensorSpec]) -> _Index:
@@ -169,7 +167,7 @@ def _by_counters(specs: Mapping[str, TensorSpec]) -> tuple[str, dict[str, str]]:
         return "", {}
     counts: Counter[str] = Counter()
     named = {}
-    for layer in _counting_order():
+    for layer in rules.keras_layers():
         snake = snake_case(layer.kind.value)
         place = f"{snake}_{counts[snake]}" if counts[snake] else snake
         counts[snake] += 1
@@ -180,18 +178,11 @@ def _by_counters(specs: Mapping[str, TensorSpec]) -> tuple[str, dict[str, str]]:
     return prefixes[0], named
 
 
-def _counting_order() -> Iterator[rules.KerasLayer]:
-    yield from rules.keras_layers()
-
-
 def _by_layer_names(specs: Mapping[str, TensorSpec]) -> dict[str, str]:
     """Names for a legacy `.h5` without a graph: layer names, and the order of the file for the four shortcuts."""
     group = next((own.split("/")[0] for own in specs if own.split("/")[-2:-1] == [rules.KERAS_INPUT]), "")
     flat = group == rules.KERAS_INPUT
-    layers: dict[str, dict[str, str]] = {}
-    for (top, layer), leaves in _legacy_index(specs).items():
-        if flat or top == group:
-            layers[layer] = leaves
+    layers = {name: leaves for (top, name), leaves in _legacy_index(specs).items() if flat or top == group}
     named = {}
     convs = [name for name, leaves in layers.items() if not name.startswith("block") and _is_conv(specs, leaves)]
     norms = [name for name, leaves in layers.items() if not name.startswith("block") and "moving_mean" in leaves]
@@ -209,6 +200,11 @@ def _by_layer_names(specs: Mapping[str, TensorSpec]) -> dict[str, str]:
 
 def _is_conv(specs: Mapping[str, TensorSpec], leaves: Mapping[str, str]) -> bool:
     return "kernel" in leaves and len(specs[leaves["kernel"]].shape) == 4
+
+
+def _is_nested(named: Mapping[str, str]) -> bool:
+    first = named.get(f"{rules.KERAS_INPUT}/kernel", "")
+    return not first.startswith((f"{rules.KERAS_INPUT}/", "layers/conv2d/"))
 
 
 def _by_keras1_numbers(specs: Mapping[str, TensorSpec]) -> dict[str, str]:
@@ -252,16 +248,16 @@ def _creation_order() -> list[rules.KerasLayer]:
     return ordered
 
 
-def _dense_by_shape(
-    specs: Mapping[str, TensorSpec], named: dict[str, str], store: str
-) -> tuple[str, tuple[str, ...]]:
+def _dense_by_shape(specs: Mapping[str, TensorSpec], named: dict[str, str], store: str) -> tuple[str, tuple[str, ...]]:
     """Without a graph, find the one dense layer and add its names to `named`; returns (problem, layers)."""
     taken = set(named.values())
     rest = [own for own in specs if own not in taken and not _is_state(own)]
     layers: dict[str, list[str]] = {}
     for own in rest:
         layers.setdefault(own.rsplit("/vars/", 1)[0] if "/vars/" in own else own.rpartition("/")[0], []).append(own)
-    listed = tuple(f"{layer} ({', '.join(str(list(specs[own].shape)) for own in owns)})" for layer, owns in layers.items())
+    listed = tuple(
+        f"{layer} ({', '.join(str(list(specs[own].shape)) for own in owns)})" for layer, owns in layers.items()
+    )
     dense = [
         owns for owns in layers.values()
         if sorted(len(specs[own].shape) for own in owns) == [1, 2]

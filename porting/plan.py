@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from porting import rules
 from porting.errors import Defect, ErrorKind, PortingError
-from porting.rules import Head, Role, Rule, Table
+from porting.rules import Head, Role, Table
 from porting.sources.base import TensorSpec
 
 # Types that float32 holds exactly, and float64, which is rounded once (the manifest says so).

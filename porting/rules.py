@@ -32,18 +32,19 @@ class Layout(Enum):
 
     def apply(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The array in PyTorch's layout; a view wherever one exists."""
-        if self is Layout.SAME:
-            return array
+        result = array
         if self is Layout.HWIO_TO_OIHW:
-            return array.transpose(3, 2, 0, 1)
-        if self is Layout.HWCM_TO_OIHW:
+            result = array.transpose(3, 2, 0, 1)
+        elif self is Layout.HWCM_TO_OIHW:
             height, width, channels, multiplier = array.shape
-            return array.transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
-        if self is Layout.IO_TO_OI:
-            return array.transpose(1, 0)
-        if array.shape[:2] != (1, 1):
-            raise ValueError(f"a 1x1 kernel was expected, found {array.shape}")
-        return array[0, 0].transpose(1, 0)
+            result = array.transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
+        elif self is Layout.IO_TO_OI:
+            result = array.transpose(1, 0)
+        elif self is Layout.HWIO_TO_OI:
+            if array.shape[:2] != (1, 1):
+                raise ValueError(f"a 1x1 kernel was expected, found {array.shape}")
+            result = array[0, 0].transpose(1, 0)
+        return result
 
 
 class Role(Enum):
@@ -263,7 +264,7 @@ def _keras_network() -> Iterator[KerasLayer | TracePoint]:
         yield KerasLayer(norm, f"block1_conv{n}_bn", f"bn{n}", shape[3:])
         yield TracePoint(f"block1_conv{n}_act", f"act{n}")
     inputs = 64
-    widths = {2: (128, 128), 3: (256, 256), 4: (728, 728), **{n: (728,) * 3 for n in range(5, 13)}, 13: (728, 1024)}
+    widths = {2: (128, 128), 3: (256, 256), 4: (728, 728), **dict.fromkeys(range(5, 13), (728,) * 3), 13: (728, 1024)}
     for add, (n, outputs) in enumerate(widths.items()):
         block, first = f"block{n - 1}", inputs
         position = 0  # in the Sequential `rep`
@@ -323,8 +324,10 @@ def table(arch: str, head: Head | None) -> Table:
 
 # `<variable>/<slot>`; TensorFlow 1's optimizers name their slots after themselves.
 SLOTS = frozenset(
-    ["Momentum", "RMSProp", "RMSProp_1", "RMSProp_2", "Adam", "Adam_1", "Adagrad", "Adadelta", "Adadelta_1", "Ftrl", "Ftrl_1"]
-)  # fmt: skip
+    f"{optimizer}{suffix}"
+    for optimizer in ("Momentum", "RMSProp", "Adam", "Adagrad", "Adadelta", "Ftrl")
+    for suffix in ("", "_1", "_2")
+)
 SHADOW = "ExponentialMovingAverage"
 COUNTERS = {
     "global_step": "training step counter",

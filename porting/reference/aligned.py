@@ -1,8 +1,8 @@
 """DeepLab's aligned Xception-41, 65 and 71 on plain TensorFlow ops.
 
 Written from deeplab/core/xception.py (tensorflow/models), not from this project's rule tables or PyTorch models: it is
-what they are held to, and the golden files, which DeepLab's own code produced, hold it. It therefore spells the variable
-scopes itself.
+what they are held to, and the golden files, which DeepLab's own code produced, hold it. It therefore spells the
+variable scopes itself.
 """
 
 from __future__ import annotations

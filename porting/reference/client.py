@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -81,7 +82,7 @@ class Reference:
     def __init__(self, file: object) -> None:
         require_tensorflow(file)
         self.file = file
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         root = str(Path(__file__).resolve().parents[2])
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
@@ -112,10 +113,16 @@ class Reference:
             PortingError: reference, where TensorFlow could not run the source.
         """
         self._send(
-            {"do": "trace", "dtype": dtype, "output_stride": output_stride, "shape": image.shape, "nbytes": image.nbytes},
-            memoryview(np.ascontiguousarray(image)).cast("B"),
+            {
+                "do": "trace",
+                "dtype": dtype,
+                "output_stride": output_stride,
+                "shape": image.shape,
+                "nbytes": image.nbytes,
+            },
+            np.ascontiguousarray(image).data.cast("B"),
         )
-        return _read_ahead(self._frames(np.dtype(dtype)))
+        return iter(_ReadAhead(self._frames(np.dtype(dtype))))
 
     def _frames(self, dtype: np.dtype[Any]) -> Iterator[tuple[str, Activation]]:
         while not (header := self._header()).get("end"):
@@ -182,10 +189,8 @@ class Reference:
             self.process.kill()
         for stream in (self.process.stdin, self.process.stdout):
             if stream:
-                try:
+                with suppress(BrokenPipeError):  # what was still to be written has no reader any more
                     stream.close()
-                except BrokenPipeError:
-                    pass  # what was still to be written has no reader any more
         self.process.wait()
         self.log.close()
 
@@ -196,38 +201,32 @@ class Reference:
         self.close()
 
 
-def _read_ahead(frames: Iterator[tuple[str, Activation]]) -> Iterator[tuple[str, Activation]]:
-    """Drain `frames` in a thread, at most READ_AHEAD_BYTES ahead of the consumer."""
-    items: queue.SimpleQueue[tuple[str, Activation] | BaseException | None] = queue.SimpleQueue()
-    room = threading.Condition()
-    ahead = 0
-    stopped = False
+class _ReadAhead:
+    """Frames drained by a thread, at most READ_AHEAD_BYTES ahead of whoever iterates."""
 
-    def drain() -> None:
-        nonlocal ahead
+    def __init__(self, frames: Iterator[tuple[str, Activation]]) -> None:
+        self.frames = frames
+        self.items: queue.SimpleQueue[tuple[str, Activation] | BaseException | None] = queue.SimpleQueue()
+        self.room = threading.Condition()
+        self.ahead = 0
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
         try:
-            for item in frames:
-                with room:
-                    room.wait_for(lambda: stopped or ahead < READ_AHEAD_BYTES)
-                    if stopped:
-                        return
-                    ahead += item[1].nbytes
-                items.put(item)
-            items.put(None)
+            for item in self.frames:
+                with self.room:
+                    self.room.wait_for(lambda: self.ahead < READ_AHEAD_BYTES)
+                    self.ahead += item[1].nbytes
+                self.items.put(item)
+            self.items.put(None)
         except BaseException as error:  # delivered to the consumer, which raises it
-            items.put(error)
+            self.items.put(error)
 
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
-    try:
-        while (item := items.get()) is not None:
+    def __iter__(self) -> Iterator[tuple[str, Activation]]:
+        while (item := self.items.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            with room:
-                ahead -= item[1].nbytes
-                room.notify()
+            with self.room:
+                self.ahead -= item[1].nbytes
+                self.room.notify()
             yield item
-    finally:
-        with room:
-            stopped = True
-            room.notify()

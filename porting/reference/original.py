@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,13 @@ def run_layers(model: Model, image: Tensor) -> Iterator[tuple[Any, Tensor]]:
     values = {id(model.inputs[0]): image}
     for layer in layers:
         arguments = [values[id(tensor)] for tensor in inputs[layer.name]]
-        output = layer(arguments if len(arguments) > 1 else arguments[0], training=False) if _trains(layer) else layer(
-            arguments if len(arguments) > 1 else arguments[0]
-        )
+        # training=False reaches the layers that know it; eager layers run in inference mode by default anyway.
+        output = layer(arguments if len(arguments) > 1 else arguments[0])
         values[id(layer.output)] = output
         for tensor in inputs[layer.name]:
             if last_use[id(tensor)] == layer.name:
                 values.pop(id(tensor), None)
         yield layer, output
-
-
-def _trains(layer: Any) -> bool:
-    return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def _load_model(source: Mapping[str, Any]) -> Model:
@@ -122,22 +117,17 @@ def _lifted(path: str, store: str) -> str:
     return lifted
 
 
-class _named:
-    """A private copy of the file under the extension that Keras expects for its content."""
+# What Keras expects a file of each kind to be called; it goes by the extension, this project by content.
+_FILE_NAMES = {"keras-h5": "model.h5", "keras-weights-h5": "model.weights.h5", "keras-zip": "model.keras"}
 
-    EXTENSIONS = {"keras-h5": "model.h5", "keras-weights-h5": "model.weights.h5", "keras-zip": "model.keras"}
 
-    def __init__(self, source: Mapping[str, Any]) -> None:
-        self.source = source
-
-    def __enter__(self) -> str:
-        self.folder = tempfile.mkdtemp(prefix="porting-reference-")
-        target = Path(self.folder, self.EXTENSIONS[self.source["container"]])
-        target.symlink_to(Path(self.source["path"]).resolve())
-        return str(target)
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+@contextmanager
+def _named(source: Mapping[str, Any]) -> Iterator[str]:
+    """The file under a name that Keras reads it by."""
+    with tempfile.TemporaryDirectory(prefix="porting-reference-") as folder:
+        link = Path(folder, _FILE_NAMES[source["container"]])
+        link.symlink_to(Path(source["path"]).resolve())
+        yield str(link)
 
 
 def _layer(model: Model, path: str) -> Any:

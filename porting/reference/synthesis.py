@@ -1,8 +1,8 @@
 """Full checkpoints of random weights, written by TensorFlow and Keras themselves.
 
-The TF-Slim layout is the published one: every variable, a Momentum slot for each trained one, and global_step. Scales are
-such that activations stay of order one through the whole network; batch-norm statistics are far from their defaults, so
-that no swap can hide.
+The TF-Slim layout is the published one: every variable, a Momentum slot for each trained one, and global_step. Scales
+are such that activations stay of order one through the whole network; batch-norm statistics are far from their
+defaults, so that no swap can hide.
 """
 
 from __future__ import annotations

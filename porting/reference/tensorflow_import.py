@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 # Set before the import: quiet logs, no accelerator (a reference runs on the CPU, so that it is the same everywhere),
 # and Keras on TensorFlow whatever the user's own configuration says.
@@ -18,7 +19,7 @@ __all__ = ["keras", "tf"]
 class _Lazy:
     """Keras, imported when first used: the aligned networks do not need it."""
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         import keras as module
 
         return getattr(module, name)

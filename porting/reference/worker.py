@@ -1,7 +1,7 @@
 """The reference's own process: reads requests on stdin, answers on stdout, and is the only one to hold TensorFlow.
 
-A request is one line of JSON, then `nbytes` of payload. Answers are frames of the same form: `{"name", "shape", "nbytes"}`
-with an activation as little-endian values of the request's dtype, `{"end": true, ...}` after the last, or
+A request is one line of JSON, then `nbytes` of payload. Answers are frames of the same form: `{"name", "shape",
+"nbytes"}` with an activation as little-endian values of the request's dtype, `{"end": true, ...}` after the last, or
 `{"error": text}`. Requests:
 
 - `{"do": "synthesize", "arch", "seed", "folder"}`: write a synthetic source; the end frame holds its `path`.
@@ -55,7 +55,7 @@ class Worker:
 
         def emit(name: str, tensor: Any) -> None:
             array = np.ascontiguousarray(tensor.numpy())
-            _frame(self.out, {"name": name, "shape": array.shape}, memoryview(array).cast("B"))
+            _frame(self.out, {"name": name, "shape": array.shape}, array.data.cast("B"))
 
         self._network(dtype, request["output_stride"])(image, emit)
         return {}

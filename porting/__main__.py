@@ -1,0 +1,18 @@
+"""`python -m porting`: the list of commands."""
+
+from __future__ import annotations
+
+COMMANDS = {
+    "porting.convert": "port a source to PyTorch, prove it against TensorFlow, emit it",
+}
+
+
+def main() -> None:
+    print("Port TensorFlow Xception weights to PyTorch, and prove it layer by layer.\n")
+    for name, purpose in COMMANDS.items():
+        print(f"  python -m {name:<18} {purpose}")
+    print("\nEach takes --help.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""State dicts on disk: digests, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from porting.errors import ErrorKind, PortingError
+
+NAME_DIGITS = 8  # hexadecimal digits of the sha256 in a file's name; torch.hub checks as many as it finds
+
+
+def content_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 over every tensor's name, dtype, shape and little-endian bytes, sorted by name.
+
+    It does not depend on how a file is packed, so it is the claim that can be reproduced anywhere.
+    """
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().contiguous()
+        header = f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0"
+        total.update(header.encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, as `sha256sum` prints it."""
+    total = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            total.update(buffer[:count])
+    return total.hexdigest()
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the output folder and make sure that files can be made in it, before any work is done.
+
+    Raises:
+        PortingError: output.
+    """
+    with _output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+@contextmanager
+def temporary_file(folder: Path) -> Iterator[IO[bytes]]:
+    """A file in `folder` that is gone afterwards, unless it was renamed."""
+    with _output_errors(folder):
+        descriptor, name = tempfile.mkstemp(prefix=".porting-", suffix=".tmp", dir=folder)
+        try:
+            os.close(descriptor)
+            with Path(name).open("w+b") as file:
+                yield file
+        finally:
+            with suppress(FileNotFoundError):
+                Path(name).unlink()
+
+
+def write_state(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
+    """Save a state dict in torch's zip format and flush it to the disk.
+
+    Saving to a file object, not to a path, keeps the file's name out of its bytes.
+    """
+    folder = Path(file.name).parent
+    with _output_errors(folder):
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # torch reports a failed write of its zip so
+            raise OSError(errno.EIO, str(error).splitlines()[0]) from None
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Load a state dict as data: nothing in it is unpickled beyond tensors."""
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return state
+
+
+def publish(file: IO[bytes], folder: Path, prefix: str, digest: str) -> Path:
+    """Give a written file its final name, `<prefix>-<8 hex>.pth`; an identical file there is left as it is.
+
+    Raises:
+        PortingError: output, where another file has the name's digits.
+    """
+    path = folder / f"{prefix}-{digest[:NAME_DIGITS]}.pth"
+    with _output_errors(folder):
+        if path.exists():
+            found = file_digest(path)
+            if found == digest:
+                return path
+            if found.startswith(digest[:NAME_DIGITS]):
+                raise PortingError(
+                    ErrorKind.OUTPUT,
+                    path,
+                    [f"another file has these digits (sha256 {found})"],
+                    "Choose another folder with --out.",
+                )
+            # A file whose content does not match its own name is damaged, and is replaced.
+        Path(file.name).chmod(0o666 & ~_umask())
+        Path(file.name).replace(path)
+        _sync_folder(folder)
+    return path
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file whole."""
+    with temporary_file(path.parent) as file, _output_errors(path.parent):
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+        Path(file.name).chmod(0o666 & ~_umask())
+        Path(file.name).replace(path)
+        _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _output_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = (
+            "Free some space, or choose another folder with --out." if full else "Choose another folder with --out."
+        )
+        raise PortingError(
+            ErrorKind.OUTPUT, folder, [f"cannot be written: {error.strerror or error}"], remedy
+        ) from None

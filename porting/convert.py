@@ -1,0 +1,96 @@
+"""`python -m porting.convert`: port one source, prove it, emit it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from porting import rules, terminal
+
+if TYPE_CHECKING:
+    from porting.pipeline import PortResult
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m porting.convert",
+        description="Port TensorFlow Xception weights to PyTorch, prove every layer against TensorFlow, emit a .pth.",
+        epilog="The emitted file's path is the last line on stdout. Exit codes: 0 done, 1 a check failed or the input "
+        "is bad, 2 usage.",
+    )
+    add = result.add_argument
+    add("--src", required=True, help="checkpoint (prefix, .index or folder), Keras file, or synthetic[:SEED]")
+    add("--arch", required=True, choices=rules.ARCHS, help="the network that the source holds")
+    add("--out", default="checkpoints", metavar="DIR", help="where to emit (default: %(default)s)")
+    add("--keep-background", action="store_true", help="keep class 0 (background) of a 1001-class classifier")
+    add("--ema", action="store_true", help="take ExponentialMovingAverage shadows instead of the plain variables")
+    add("--backbone-only", action="store_true", help="leave the classifier out")
+    add("--labels", metavar="FILE", help="class names for the manifest: one a line, or JSON")
+    add("--licence", default="unknown", metavar="ID", help="licence of the weights, for the manifest")
+    add("--upstream", default="unknown", metavar="URL", help="where the weights come from, for the manifest")
+    add("--no-verify", action="store_true", help="emit without proof; the manifest says unverified")
+    add("--json", action="store_true", help="print the manifest and the path as one JSON object")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Port as the arguments say; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    return terminal.run(lambda: _convert(arguments))
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from porting.pipeline import port
+
+    bars = terminal.Bars()
+    try:
+        result = port(
+            arguments.src,
+            arguments.arch,
+            out=arguments.out,
+            keep_background=arguments.keep_background,
+            ema=arguments.ema,
+            backbone_only=arguments.backbone_only,
+            labels=arguments.labels,
+            licence=arguments.licence,
+            upstream=arguments.upstream,
+            verify=not arguments.no_verify,
+            progress=bars,
+        )
+    finally:
+        bars.close()
+    _summarise(result)
+    print(json.dumps({**result.manifest, "path": str(result.path)}) if arguments.json else result.path)
+    return terminal.DONE
+
+
+def _summarise(result: PortResult) -> None:
+    manifest = result.manifest
+    reasons: dict[str, int] = {}
+    for item in manifest["unread"]:
+        reasons[item["reason"]] = reasons.get(item["reason"], 0) + 1
+    unread = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    terminal.note(f"{manifest['arch']}, {manifest['num_classes']} classes, from {manifest['source']['name']}")
+    terminal.note(f"  variables  {manifest['mapped'] + len(manifest['unread'])} found, {manifest['mapped']} mapped")
+    terminal.note(f"  unread     {len(manifest['unread'])}" + (f" ({unread})" if unread else ""))
+    proof = manifest["parity"]
+    if result.traces:
+        worst = max((trace.worst for trace in result.traces), key=lambda layer: layer.error)
+        sizes = ", ".join(f"{height}x{width}" for height, width in proof["sizes"])
+        layers = len(result.traces[0].layers)
+        terminal.note(f"  verified   {layers} layers at {sizes} against {proof['reference']}")
+        terminal.note(f"  worst      {worst.layer}: {worst.error:.2g} of its largest value (bound {worst.bound:.0e})")
+    else:
+        terminal.note(f"  {proof['verdict']}, as --no-verify asked")
+    if manifest["source"]["synthetic"]:
+        terminal.note("  SYNTHETIC  random weights, for trying things out: they classify nothing")
+    for text in result.notes:
+        terminal.note(f"  note       {text}")
+    terminal.note(f"  time       {result.seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

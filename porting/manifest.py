@@ -1,0 +1,127 @@
+"""The manifest beside every emitted file: what it is, where it came from, and what was proved.
+
+Other commands, and `models.create_model`, read it; a change of meaning raises SCHEMA_VERSION. Fields:
+
+- `schema_version`: this layout, 1.
+- `arch`, `num_classes` (0: a backbone): what `models.create_model` needs.
+- `variant`: `folded`, `dtype`, `bn_eps` of the stored network.
+- `head`: `kind` ("dense" or "none"), `activation` that the source applies to the logits and the port does not (or
+  null), `background_dropped`, and `layers`, the source's head as it lists it.
+- `labels`: class names in order, or null.
+- `source`: `kind` (the container), `name`, `digest` (sha256 over its files' bytes), `synthetic` (random weights).
+- `mapped`: variables that were read; `unread`: `name` and `reason` of every other one.
+- `parity`: `verdict` ("verified" or "unverified") and, if verified, `reference`, `precision`, `sizes` (height,
+  width), `bound`, `worst` (`layer`, `error`, relative to the layer's largest value) and `float32` (`bound`, `error` of
+  the output).
+- `files`: `name`, `format`, `bytes`, `sha256`; `content_digest`: see `porting.artifact.content_digest`.
+- `versions`: of what made it. `preprocessing`: `input_size` (3, height, width), `interpolation`, `crop_pct`, `mean`,
+  `std` (for pixels in 0..1), and `source`: "published", or the source's own layers.
+- `licence`, `upstream`: as given, or "unknown".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from porting.errors import ErrorKind, PortingError
+
+SCHEMA_VERSION = 1
+VERIFIED, UNVERIFIED = "verified", "unverified"
+UNKNOWN = "unknown"
+
+Manifest = dict[str, Any]
+
+
+def manifest_path(weights: Path) -> Path:
+    """Where the manifest of a weights file lies."""
+    return weights.with_suffix(".json")
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest, or None where there is none or it is not one.
+
+    Raises:
+        PortingError: unsupported, where a newer version of this project wrote it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        version = value["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise PortingError(
+            ErrorKind.UNSUPPORTED,
+            path,
+            [f"manifest of schema version {version}; this is version {SCHEMA_VERSION}"],
+            "Upgrade this project.",
+        )
+    return dict(value)
+
+
+def merged(new: Manifest, old: Manifest | None) -> Manifest:
+    """The new manifest of the same file, keeping what the old one knows better.
+
+    A verdict is only ever raised, synthetic weights stay synthetic, and labels, licence and upstream once given stay
+    until others are given.
+    """
+    if old is None or old.get("content_digest") != new["content_digest"]:
+        return new
+    result = dict(new)
+    if old["parity"]["verdict"] == VERIFIED and new["parity"]["verdict"] != VERIFIED:
+        result["parity"] = old["parity"]
+    if old["source"]["synthetic"] and not new["source"]["synthetic"]:
+        result["source"] = old["source"]
+    if new["labels"] is None:
+        result["labels"] = old["labels"]
+    for field in ("licence", "upstream"):
+        if new[field] == UNKNOWN:
+            result[field] = old[field]
+    return result
+
+
+def read_labels(path: Path, classes: int) -> list[str]:
+    """Class names from a file: one a line, a JSON list, or ImageNet's {"0": [synset, name]}.
+
+    Raises:
+        PortingError: missing, corrupt, or mismatch with the number of classes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PortingError(ErrorKind.MISSING, path, [f"labels cannot be read: {error}"], "Check the path.") from None
+    labels = _parse_labels(text)
+    if labels is None:
+        raise PortingError(
+            ErrorKind.CORRUPT, path, ["not a list of labels"], "Give one label a line, or a JSON list of strings."
+        )
+    if len(labels) != classes:
+        raise PortingError(
+            ErrorKind.MISMATCH,
+            path,
+            [f"expected {classes} labels, found {len(labels)}"],
+            "Give one label for each class of the ported classifier, in its order.",
+        )
+    return labels
+
+
+def _parse_labels(text: str) -> list[str] | None:
+    if not text.lstrip().startswith(("[", "{")):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    if isinstance(value, Mapping):
+        try:
+            value = [value[str(index)] for index in range(len(value))]
+        except KeyError:
+            return None
+    labels = [_last(item) for item in value] if isinstance(value, list) else []
+    return labels if labels and all(isinstance(label, str) for label in labels) else None
+
+
+def _last(item: Any) -> Any:
+    return item[-1] if isinstance(item, Sequence) and not isinstance(item, str) and item else item

@@ -1,0 +1,71 @@
+"""How commands behave: results on stdout, everything else on stderr, one error, and an exit code.
+
+Exit codes: 0 done, 1 a check failed or input is bad, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from porting.errors import PortingError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command's body and turn what it raises into one message and an exit code."""
+    # A polite kill unwinds like Ctrl-C does, so that nothing half-written stays.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = command()
+        sys.stdout.flush()
+    except PortingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted: nothing was emitted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone; the result is on disk all the same.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    return code
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def note(text: str) -> None:
+    """A line for the user, on stderr."""
+    print(text, file=sys.stderr)
+
+
+class Bars:
+    """One tqdm bar a stage, on a terminal; nothing in a pipe."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def start(self, stage: str, total: int) -> None:
+        self.close()
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(desc=stage, total=total, file=sys.stderr, leave=False, dynamic_ncols=True)
+
+    def step(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
