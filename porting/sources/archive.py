@@ -82,6 +82,12 @@ class UnpackedSource(TensorSource):
     def files(self) -> Sequence[Path]:
         return (self.path,)
 
+    @property
+    def location(self) -> Path:
+        """What TensorFlow or Keras can open: the unpacked container, gone with `close`."""
+        location = getattr(self.inner, "location", None)
+        return location if isinstance(location, Path) else self._folder.path / self.member
+
     def close(self) -> None:
         if self.inner is not None:
             self.inner.close()

@@ -89,20 +89,36 @@ def _answer(out: BinaryIO, message: dict[str, Any]) -> None:
     out.flush()
 
 
+def _refusal(error: Exception, subject: str = "") -> dict[str, Any]:
+    """An exception as an answer; h5py raises a dozen kinds on bad files."""
+    if isinstance(error, RefusedError):
+        kind, subject, found = error.args
+        return {"error": kind, "subject": subject, "found": found}
+    if isinstance(error, MemoryError):
+        return {"error": "corrupt", "subject": subject, "found": f"HDF5 needs more than {MAX_EXTRA_MEMORY} bytes"}
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return {"error": "corrupt", "subject": subject, "found": f"HDF5 cannot read it: {text}"}
+
+
 def _opened(window: Window) -> tuple[h5py.File | None, dict[str, Any]]:
-    """The file and its index, or no file and what is wrong with it."""
+    """The file and its index, or what is wrong with it."""
     file: h5py.File | None = None
     try:
         file = h5py.File(window, "r")
         return file, index(h5g.open(file.id, b"/"))
-    except RefusedError as error:
-        kind, subject, found = error.args
-        return file, {"error": kind, "subject": subject, "found": found}
-    except MemoryError:
-        return file, {"error": "corrupt", "subject": "", "found": f"HDF5 needs more than {MAX_EXTRA_MEMORY} bytes"}
-    except Exception as error:  # h5py raises a dozen kinds on bad files
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        return file, {"error": "corrupt", "subject": "", "found": f"HDF5 cannot read it: {text}"}
+    except Exception as error:
+        return file, _refusal(error)
+
+
+def _read(out: BinaryIO, file: h5py.File, name: str) -> None:
+    """Answer with a tensor's pieces, each after a line with its length, or with what is wrong."""
+    try:
+        for slab in slabs(file[name].id):
+            _answer(out, {"bytes": len(slab)})
+            out.write(slab)
+    except Exception as error:
+        _answer(out, _refusal(error, name))
+    out.flush()
 
 
 def _warm_up() -> None:
@@ -142,10 +158,7 @@ def main() -> None:
             file, answer = _opened(window)
             _answer(out, answer)
         elif file is not None:
-            _answer(out, {"bytes": request["bytes"]})
-            for slab in slabs(file[request["name"]].id):
-                out.write(slab)
-            out.flush()
+            _read(out, file, request["name"])
         _limit(0)
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from porting.errors import Defect, ErrorKind, PortingError, corrupt, unsupported
+from porting.errors import corrupt, unsupported
 from porting.sources.base import ITEM_SIZE, TensorSpec, read_exactly
-from porting.sources.hdf5_process import Hdf5File, Hdf5Process, Window
+from porting.sources.hdf5_process import Hdf5File, Hdf5Process, Window, refusal
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_RATIO = 1100  # deflate reaches 1032 to 1 (zlib's documentation)
@@ -55,9 +55,7 @@ def read_index(file: Hdf5File, process: Hdf5Process) -> Hdf5Index:
     answer = process.open(file)
     try:
         if "error" in answer:
-            kind = ErrorKind(answer["error"])
-            remedy = "Fetch or copy the file again." if kind is ErrorKind.CORRUPT else ""
-            raise PortingError(kind, path, [Defect(str(answer["subject"]), str(answer["found"]))], remedy)
+            raise refusal(path, answer)
         datasets = tuple(_dataset(path, entry, window.size) for entry in answer["datasets"])
         attributes = {
             str(group): {str(key): _strings(value) for key, value in values.items()}
@@ -73,10 +71,10 @@ def _check_superblock(path: Path, fd: int, window: Window) -> None:
     """Signature, version, and the end of file that was noted when the file was written."""
     head = bytearray(48)
     count = read_exactly(fd, memoryview(head)[: min(48, window.size)], window.offset)
-    if head[: len(SIGNATURE)] != SIGNATURE[:count]:
-        raise corrupt(path, "signature", head[:8].hex(" "), SIGNATURE.hex(" "))
     if count < len(head):
         raise corrupt(path, "superblock", f"{count} bytes", f"at least {len(head)} bytes")
+    if head[: len(SIGNATURE)] != SIGNATURE:
+        raise corrupt(path, "signature", head[:8].hex(" "), SIGNATURE.hex(" "))
     version = head[8]
     if version > 3:
         raise unsupported(path, "superblock", f"version {version}; 0 to 3 are read")

@@ -15,11 +15,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from porting.errors import ErrorKind, PortingError, corrupt
+from porting.errors import Defect, ErrorKind, PortingError, corrupt
 
 # Processor time for a walk: a hundred times what a whole model takes, and growing with the file.
 OPEN_SECONDS, OPEN_BYTES_A_SECOND = 0.6, 10e6
@@ -67,18 +68,29 @@ class Hdf5Process:
     def read(self, path: Path, name: str, buffer: memoryview) -> None:
         """Fill `buffer` with one dataset of the file opened last, `path` in messages."""
         seconds = READ_SECONDS + len(buffer) / READ_BYTES_A_SECOND
-        self._send(path, {"do": "read", "name": name, "bytes": len(buffer)}, seconds)
-        self._line(path, seconds)
-        done = min(len(buffer), len(self._pending))
-        buffer[:done] = self._pending[:done]
-        del self._pending[:done]
-        while done < len(buffer):
+        self._send(path, {"do": "read", "name": name}, seconds)
+        while buffer:
+            answer = self._line(path, seconds, name)
+            if "error" in answer:
+                raise refusal(path, answer)
+            size = answer["bytes"]
+            if not 0 < size <= len(buffer):
+                raise corrupt(path, name, f"a piece of {size} bytes", f"at most {len(buffer)} bytes")
+            self._receive(path, name, seconds, buffer[:size])
+            buffer = buffer[size:]
+
+    def _receive(self, path: Path, name: str, seconds: float, piece: memoryview) -> None:
+        count = min(len(piece), len(self._pending))
+        piece[:count] = self._pending[:count]
+        del self._pending[:count]
+        piece = piece[count:]
+        while piece:
             self._wait(path, seconds)
             assert self._child is not None and self._child.stdout is not None
-            count = os.readv(self._child.stdout.fileno(), [buffer[done:]])
+            count = os.readv(self._child.stdout.fileno(), [piece])
             if count == 0:
                 raise self._death(path, seconds, name)
-            done += count
+            piece = piece[count:]
 
     def close(self) -> None:
         """End the child and reap it; safe to call twice."""
@@ -123,13 +135,13 @@ class Hdf5Process:
                 self.close()
                 raise corrupt(path, "", f"HDF5 gave no answer in {limit:.0f} s")
 
-    def _line(self, path: Path, seconds: float) -> Any:
+    def _line(self, path: Path, seconds: float, subject: str = "") -> Any:
         assert self._child is not None and self._child.stdout is not None
         while (end := self._pending.find(b"\n")) < 0:
             self._wait(path, seconds)
             piece = os.read(self._child.stdout.fileno(), 1 << 16)
             if not piece:
-                raise self._death(path, seconds, "")
+                raise self._death(path, seconds, subject)
             self._pending += piece
             if len(self._pending) > MAX_ANSWER_BYTES:
                 self.close()
@@ -151,3 +163,10 @@ class Hdf5Process:
             return corrupt(path, subject, f"HDF5 did not finish reading it in {seconds:.1f} s of processor time")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return corrupt(path, subject, f"HDF5 crashed on it ({how})")
+
+
+def refusal(path: Path, answer: Mapping[str, Any]) -> PortingError:
+    """The child's answer that it refused something, as an error about `path`."""
+    kind = ErrorKind(answer["error"])
+    remedy = "Fetch or copy the file again." if kind is ErrorKind.CORRUPT else ""
+    return PortingError(kind, path, [Defect(str(answer["subject"]), str(answer["found"]))], remedy)

@@ -178,8 +178,10 @@ def slabs(node: h5d.DatasetID) -> Iterator[bytes]:
         return
     row = int(np.prod(shape[1:])) * dtype.itemsize
     step = max(1, SLAB_BYTES // row)
-    if node.chunks is not None:
-        step = max(1, step // node.chunks[0]) * node.chunks[0]
+    plist = node.get_create_plist()
+    if plist.get_layout() == h5d.CHUNKED:
+        chunk = plist.get_chunk()[0]
+        step = max(1, step // chunk) * chunk
     for start in range(0, shape[0], step):
         count = min(step, shape[0] - start)
         array = np.empty((count, *shape[1:]), dtype)

@@ -11,7 +11,7 @@ import os
 import re
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from porting.errors import corrupt, unsupported
 from porting.sources.base import TensorSource, TensorSpec, open_file, read_exactly, widen_bfloat16
 from porting.sources.hdf5_index import Dataset, Hdf5Index, read_index
 from porting.sources.hdf5_process import Hdf5File, Hdf5Process, Window
+from porting.sources.temporary_folder import TemporaryFolder
 
 MAX_CONFIG_BYTES = 64 << 20
 
@@ -56,6 +57,7 @@ class KerasSource(TensorSource):
         self._owns_process = process is None
         self._crc = crc
         self._buffer = bytearray()
+        self._copy: TemporaryFolder | None = None
         self._fd = open_file(path)
         # Closes the file and reaps the child even where nobody calls close().
         self._finalizer = weakref.finalize(self, _release, self._fd, self._process if self._owns_process else None)
@@ -136,25 +138,42 @@ class KerasSource(TensorSource):
 
     def _check_crc(self, expected: int) -> None:
         """HDF5 keeps no checksums and the zip does, so the whole member is checked once, before the first tensor."""
-        piece = memoryview(bytearray(1 << 20))
-        found, done = 0, 0
-        while done < self._window.size:
-            part = piece[: self._window.size - done]
+        found = 0
+        for part in self._pieces():
+            found = zlib.crc32(part, found)
+        if found != expected:
+            raise corrupt(self.path, "HDF5 member", f"crc32 {found:08x}", f"crc32 {expected:08x}")
+
+    def _pieces(self) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(1 << 20))
+        done, size = 0, self._window.size
+        while done < size:
+            part = buffer[: size - done]
             count = read_exactly(self._fd, part, self._window.offset + done)
             if count < len(part):
-                raise corrupt(
-                    self.path, "size", f"{done + count} bytes (the file shrank)", f"{self._window.size} bytes"
-                )
-            found = zlib.crc32(part, found)
+                raise corrupt(self.path, "size", f"{done + count} bytes (the file shrank)", f"{size} bytes")
+            yield part
             done += count
-        if found != expected:
-            raise corrupt(self.path, "model.weights.h5", f"crc32 {found:08x}", f"crc32 {expected:08x}")
 
     def files(self) -> Sequence[Path]:
         return (self.path,)
 
+    @property
+    def location(self) -> Path:
+        """A file that Keras itself can open: the user's own, or a copy of the archive's member, gone with `close`."""
+        if self._window == Window(0, os.fstat(self._fd).st_size):
+            return self.path
+        if self._copy is None:
+            self._copy = TemporaryFolder()
+            with self._copy.writer(self.path, "weights.h5") as write:
+                for piece in self._pieces():
+                    write(piece)
+        return self._copy.path / "weights.h5"
+
     def close(self) -> None:
         self._finalizer()
+        if self._copy is not None:
+            self._copy.close()
 
 
 def open_h5(path: Path, process: Hdf5Process | None = None) -> KerasSource:

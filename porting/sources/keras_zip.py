@@ -59,5 +59,9 @@ class KerasZipSource(KerasSource):
         self.container = "keras-zip"
         self.model_config = parsed
 
+    @property
+    def location(self) -> Path:
+        return self._archive
+
     def files(self) -> Sequence[Path]:
         return (self._archive,)
