@@ -83,8 +83,10 @@ def _summarise(result: PortResult) -> None:
         layers = len(result.traces[0].layers)
         terminal.note(f"  verified   {layers} layers at {sizes} against {proof['reference']}")
         terminal.note(f"  worst      {worst.layer}: {worst.error:.2g} of its largest value (bound {worst.bound:.0e})")
+    elif proof["verdict"] == "verified":
+        terminal.note("  verified   not in this run, but an earlier one proved this very file")
     else:
-        terminal.note(f"  {proof['verdict']}, as --no-verify asked")
+        terminal.note("  UNVERIFIED as --no-verify asked")
     if manifest["source"]["synthetic"]:
         terminal.note("  SYNTHETIC  random weights, for trying things out: they classify nothing")
     for text in result.notes:

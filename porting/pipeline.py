@@ -170,7 +170,7 @@ def _synthesize(reference: Reference, src: str, arch: str, folder: Path, progres
 
 def _understand(source: TensorSource, arch: str, options: Options, synthetic: str) -> _Job:
     """Names, plan and notes for a source; nothing but names and shapes is read."""
-    keras = keras_contents(source, options) if is_keras(source) else None
+    keras = keras_contents(source) if is_keras(source) else None
     contents = keras.contents if keras else Contents(str(source.path), source.specs)
     plan = build_plan(contents, arch, options)
     source.verify_files()

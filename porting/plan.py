@@ -43,6 +43,7 @@ class Contents:
         specs: variables by the vocabulary's names.
         own_names: the vocabulary's name to the source's own, where they differ.
         unread: variables that the container's own structure explains (an optimizer's, a preprocessing layer's).
+        outside: variables of layers outside the network, with the layer; part of the head, or of another branch.
         head_layers: layers between the features and the output, described, where the source tells.
         head_problem: why the head is not one dense layer on the pooled features; empty where it is, or is unknown.
     """
@@ -51,6 +52,7 @@ class Contents:
     specs: Mapping[str, TensorSpec]
     own_names: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[Unread, ...] = ()
+    outside: Mapping[str, str] = field(default_factory=dict)
     head_layers: tuple[str, ...] = ()
     head_problem: str = ""
 
@@ -91,7 +93,7 @@ def build_plan(contents: Contents, arch: str, options: Options) -> Plan:
         raise _mismatch(contents, [Defect("--ema", "no ExponentialMovingAverage variables in it")], "Leave --ema out.")
     table, defects = _fit(contents, arch, options)
     if defects:
-        raise _mismatch(contents, defects, _remedy(contents, arch, options, defects))
+        raise _refusal(contents, arch, options, defects)
     mapped = {rule.variable for rule in table.rules}
     unread = (*contents.unread, *_explained(contents, table, options, mapped))
     notes = []
@@ -140,9 +142,9 @@ def _fit(contents: Contents, arch: str, options: Options) -> tuple[Table, list[D
             defects.append(Defect(contents.own(rule.variable), spec.dtype, "a floating-point type"))
     mapped = {rule.variable for rule in table.rules}
     explained = {u.name for u in _explained(contents, table, options, mapped)}
-    explained |= {u.name for u in contents.unread}
     for name in contents.specs:
-        if name not in mapped and name not in explained:
+        in_head = name in contents.outside and contents.head_problem
+        if name not in mapped and contents.own(name) not in explained and not in_head:
             found = f"a variable that {arch} does not have, of shape {list(contents.specs[name].shape)}"
             defects.append(Defect(contents.own(name), found))
     return table, defects
@@ -190,7 +192,9 @@ def _explained(contents: Contents, table: Table, options: Options, mapped: set[s
         elif _is_shadow(name) and variable in known:
             yield Unread(name, "ExponentialMovingAverage shadow; the plain variable is ported")
         elif name in table.head and options.backbone_only:
-            yield Unread(name, "classifier, left out by --backbone-only")
+            yield Unread(contents.own(name), "classifier, left out by --backbone-only")
+        elif name in contents.outside and options.backbone_only:
+            yield Unread(contents.own(name), "outside the backbone, left out by --backbone-only")
         elif options.ema and f"{name}/{rules.SHADOW}" in mapped:
             yield Unread(name, "--ema takes its ExponentialMovingAverage shadow")
 
@@ -199,14 +203,23 @@ def _mismatch(contents: Contents, defects: Sequence[Defect], remedy: str) -> Por
     return PortingError(ErrorKind.MISMATCH, contents.file, defects, remedy)
 
 
-def _remedy(contents: Contents, arch: str, options: Options, defects: Sequence[Defect]) -> str:
-    fits = fitting_archs(contents, options)
-    if fits:
-        return f"This is not {arch}: use --arch {fits[0]}."
+def _refusal(contents: Contents, arch: str, options: Options, defects: Sequence[Defect]) -> PortingError:
+    """The error for a plan with defects: what else the source is, where that explains them, or all of them."""
     headless = replace(options, backbone_only=True)
-    if not options.backbone_only and arch in fitting_archs(contents, headless):
-        return "Port the network without its classifier with --backbone-only."
+    fits = fitting_archs(contents, options)
+    without_head = fitting_archs(contents, headless)
+    if fits:
+        return _mismatch(contents, [Defect("network", fits[0], arch)], f"Use --arch {fits[0]}.")
+    if arch in without_head:
+        head = [defect for defect in defects if defect.subject == "head"]
+        remedy = "Its backbone is complete: port it without the classifier with --backbone-only."
+        return _mismatch(contents, head, remedy)
+    if without_head:
+        remedy = f"Use --arch {without_head[0]} --backbone-only: its classifier cannot be ported."
+        return _mismatch(contents, [Defect("network", without_head[0], arch)], remedy)
     nearest, differences = nearest_arch(contents, options)
     if nearest != arch and len(differences) < len(defects):
-        return f"No network fits; the nearest is --arch {nearest}, with {len(differences)} defects."
-    return f"No network fits; {arch} is the nearest. Check that the file is complete and is an Xception."
+        remedy = f"No network fits; the nearest is --arch {nearest}, with {len(differences)} defects."
+    else:
+        remedy = f"No network fits; {arch} is the nearest. Check that the file is complete and is an Xception."
+    return _mismatch(contents, defects, remedy)

@@ -46,8 +46,8 @@ def open_source(path: str | os.PathLike[str]) -> TensorSource:
         if source.with_name(source.name + ".index").is_file() and not source.is_file():
             return _open_prefix(source)
         return _open_file(source)
-    except (OSError, ValueError) as error:  # a name too long, a null byte in it, a folder that may not be searched
-        raise PortingError(ErrorKind.MISSING, path, [str(error)], "Check the path.") from None
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise PortingError(ErrorKind.MISSING, path, [error.strerror or str(error)], "Check the path.") from None
 
 
 def _open_with(opener: str, path: Path) -> TensorSource:

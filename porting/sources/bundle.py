@@ -197,6 +197,6 @@ class BundleSource(TensorSource):
     def _check_crc(self, crc: int, entry: Entry, name: str) -> None:
         if crc != entry.crc:
             raise corrupt(
-                self.path, name, f"crc32c {crc:#010x} of the bytes in shard {self.shard_path(entry.shard).name}",
-                f"{entry.crc:#010x}",
+                self.path, name, f"{crc:#010x} of the bytes in shard {self.shard_path(entry.shard).name}",
+                f"crc32c {entry.crc:#010x}, as the index says",
             )  # fmt: skip

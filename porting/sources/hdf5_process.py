@@ -148,7 +148,10 @@ class Hdf5Process:
                 raise corrupt(path, "", f"an index of more than {MAX_ANSWER_BYTES} bytes")
         line = bytes(self._pending[:end])
         del self._pending[: end + 1]
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            raise corrupt(path, subject, "the process that reads HDF5 gave an answer that makes no sense") from None
 
     def _death(self, path: Path, seconds: float, subject: str) -> PortingError:
         child = self._child

@@ -71,12 +71,13 @@ def _number(kind: h5t.TypeID, subject: str) -> tuple[str, str]:
         return "bfloat16", "<"
     try:
         dtype = kind.dtype
-    except Exception:
-        raise RefusedError("unsupported", subject, f"HDF5 type class {kind.get_class()}") from None
+    except (TypeError, ValueError):
+        dtype = np.dtype("V1")
+    if dtype.name not in NUMBERS:
+        raise RefusedError("unsupported", subject, f"HDF5 type class {kind.get_class()}, which is no number")
     # NumPy's nearest type is not enough: the stored bits must be that type's.
-    same = dtype.name in NUMBERS and h5t.py_create(dtype, logical=True).equal(kind)
-    if not same:
-        raise RefusedError("unsupported", subject, f"HDF5 number type {dtype.name!r} in a layout NumPy does not have")
+    if not h5t.py_create(dtype, logical=True).equal(kind):
+        raise RefusedError("unsupported", subject, f"a number type that NumPy's {dtype.name} does not hold bit for bit")
     return dtype.name, ">" if dtype.str[0] == ">" else "<"
 
 

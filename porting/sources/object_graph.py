@@ -136,13 +136,17 @@ def resolve(
             given[key] = name or _path(key)
     by_node = {number: key for key, number in holder.items() if key.endswith(_VALUE)}
     slots = {variable: (original, name) for node in nodes for original, name, variable in node.slots}
+    slot_keys = {by_node[variable] for variable in slots if variable in by_node}
+    plain = {key: given.get(key, key) for key in entries if key != OBJECT_GRAPH_KEY and key not in slot_keys}
+    names = _distinct(plain, entries, path)
     for variable, (original, slot) in slots.items():
         if original in slots:
             raise corrupt(path, f"object graph, node {variable}", f"a slot of node {original}, itself a slot")
-        if variable in by_node and original in by_node:
-            given[by_node[variable]] = f"{given[by_node[original]]}/{slot}"
-    names = {key: given.get(key, key) for key in entries if key != OBJECT_GRAPH_KEY}
-    return _distinct(names, entries, path)
+        if variable in by_node:
+            base = names.get(by_node.get(original, ""))
+            names[by_node[variable]] = f"{base}/{slot}" if base else given[by_node[variable]]
+    # Two optimizers may keep slots of one name, so this is looked at again.
+    return _distinct({key: names[key] for key in entries if key in names}, entries, path)
 
 
 def name_variables(source: BundleSource) -> None:

@@ -200,7 +200,7 @@ class Table:
         compression, stored = struct.unpack_from("<BI", raw, handle.size)
         crc = crc32c(memoryview(raw)[: handle.size + 1])
         if crc != unmasked(stored):
-            raise corrupt(self.path, what, f"crc32c {crc:#010x}", f"{unmasked(stored):#010x}")
+            raise corrupt(self.path, what, f"{crc:#010x}", f"crc32c {unmasked(stored):#010x}")
         if compression == _NONE:
             return raw[: handle.size]
         if compression == _SNAPPY:
