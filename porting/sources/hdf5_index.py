@@ -62,6 +62,7 @@ def read_index(file: Hdf5File, process: Hdf5Process) -> Hdf5Index:
             for group, values in answer["attributes"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
+        process.close()
         raise corrupt(path, "", "the process that reads HDF5 gave an answer that makes no sense") from None
     _check_extents(path, datasets, window.size)
     return Hdf5Index(datasets, attributes)

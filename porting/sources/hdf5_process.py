@@ -151,6 +151,7 @@ class Hdf5Process:
         try:
             return json.loads(line)
         except (ValueError, RecursionError):
+            self.close()
             raise corrupt(path, subject, "the process that reads HDF5 gave an answer that makes no sense") from None
 
     def _death(self, path: Path, seconds: float, subject: str) -> PortingError:
