@@ -1,0 +1,82 @@
+"""Mutated files of TensorFlow's containers open, or end in PortingError; and the harness itself can fail."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from porting.errors import corrupt
+from porting.sources.base import TensorSource
+from tests.sources.fuzzing import Reader, fuzz
+from tests.sources.tensorflow_seeds import READERS
+
+INPUTS = 3_000  # for each reader; the long runs have a million
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_only_porting_errors(reader: Reader) -> None:
+    tally = fuzz(reader, INPUTS, seed=20180509)
+    assert tally.failures == []
+    assert tally.count == INPUTS
+    # The inputs must reach past the first check: some open whole, most do not.
+    assert tally.outcomes["read"] > INPUTS // 100
+    assert tally.outcomes["corrupt"] > INPUTS // 4
+
+
+def _one_file(folder: Path) -> list[Path]:
+    path = folder / "seed" / "file"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"valid")
+    return [path]
+
+
+def _refusing(path: Path) -> TensorSource:
+    raise corrupt(path, "file", "anything")
+
+
+def _raising(path: Path) -> TensorSource:
+    raise IndexError("list index out of range")
+
+
+def _slow(path: Path) -> TensorSource:
+    time.sleep(1.1)
+    return _refusing(path)
+
+
+def _greedy(path: Path) -> TensorSource:
+    np.ones(300 << 20, np.uint8)
+    return _refusing(path)
+
+
+@pytest.mark.parametrize(
+    ("opener", "message"),
+    [(_refusing, "the valid file is corrupt"), (_raising, "IndexError"), (_slow, "took 1.1 s"), (_greedy, "Memory")],
+)
+def test_the_harness_notices(opener: object, message: str) -> None:
+    reader = Reader("bad", _one_file, opener)  # type: ignore[arg-type]
+    if opener is _refusing:
+        failures = fuzz(reader, 0, seed=0).failures
+    else:
+        valid = Reader("bad", _one_file, lambda path: _Valid() if path.read_bytes() == b"valid" else opener(path))  # type: ignore[operator]
+        failures = fuzz(valid, 1, seed=0).failures
+    assert len(failures) == 1
+    assert message in failures[0]
+
+
+class _Valid(TensorSource):
+    specs = {}  # noqa: RUF012
+
+    def read(self, name: str) -> np.ndarray:
+        raise KeyError(name)
+
+    def files(self) -> list[Path]:
+        return []
+
+
+def test_inputs_repeat() -> None:
+    one, other = (fuzz(READERS[0], 200, seed=3).outcomes for _ in range(2))
+    assert one == other
+    assert fuzz(READERS[0], 200, seed=4).outcomes != one
