@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.errors import ModelError
+
 # TF-Slim's xception.py and keras.applications.xception both build with 1e-3; PyTorch's default is 1e-5.
 BN_EPS = 1e-3
 
@@ -123,6 +125,19 @@ class Pooling(str, Enum):
     MAX = "max"
     AVGMAX = "avgmax"
     NONE = ""
+
+
+def pooling_named(name: str) -> Pooling:
+    """The pooling that timm calls `name`.
+
+    Raises:
+        ModelError: no such pooling.
+    """
+    try:
+        return Pooling(name)
+    except ValueError as error:
+        names = ", ".join(repr(one.value) for one in Pooling)
+        raise ModelError(f"global_pool: expected one of {names}, found {name!r}") from error
 
 
 class GlobalPool(nn.Module):

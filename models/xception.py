@@ -16,7 +16,17 @@ from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
 from models.features import FeatureInfo, FeatureMap, check_images, select_maps
-from models.layers import GlobalPool, MaxPoolSame, Pooling, SeparableConv, batch_norm, classifier, drop_path
+from models.info import MODELS, ModelInfo, Preprocessing
+from models.layers import (
+    GlobalPool,
+    MaxPoolSame,
+    Pooling,
+    SeparableConv,
+    batch_norm,
+    classifier,
+    drop_path,
+    pooling_named,
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,9 @@ class Xception(nn.Module):
             raise ModelError(
                 f"output_stride: expected 32 for xception, found {output_stride}; the aligned networks take 16 and 8"
             )
+        self.info: ModelInfo = MODELS["xception"]
+        self.preprocessing: Preprocessing = self.info.preprocessing
+        self.labels: tuple[str, ...] | None = None  # class names, where the weights bring their own
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.folded = folded
@@ -190,12 +203,24 @@ class Xception(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new, untrained one of `num_classes` (0 for none)."""
-        if global_pool is not None:
-            self.global_pool = GlobalPool(Pooling(global_pool))
+        """Replace the classifier by a new, untrained one of `num_classes` (0 for none).
+
+        Raises:
+            ModelError: no such pooling, or no pooling before a classifier.
+        """
+        pooling = self.global_pool.pooling if global_pool is None else pooling_named(global_pool)
+        if pooling is Pooling.NONE and num_classes > 0:
+            raise ModelError("global_pool: '' leaves the map unpooled, which a classifier cannot take")
         like = next(self.parameters())
+        self.global_pool = GlobalPool(pooling)
+        self.fc = classifier(self.num_features, num_classes).to(like.device, like.dtype).train(self.training)
         self.num_classes = num_classes
-        self.fc = classifier(self.num_features, num_classes).to(like.device, like.dtype)
+        self.labels = None
+
+    @property
+    def default_cfg(self) -> dict[str, object]:
+        """What timm keeps under this name: input size, crop, mean, and so on."""
+        return self.info.default_cfg(self.preprocessing)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

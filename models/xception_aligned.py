@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
 from models.features import FeatureInfo, FeatureMap, check_images, select_maps
-from models.layers import ConvNorm, GlobalPool, Pooling, SeparableConvNorm, classifier, drop_path
+from models.info import MODELS, ModelInfo, Preprocessing
+from models.layers import ConvNorm, GlobalPool, Pooling, SeparableConvNorm, classifier, drop_path, pooling_named
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,9 @@ class XceptionAligned(nn.Module):
         if output_stride not in (8, 16, 32):
             raise ModelError(f"output_stride: expected 8, 16 or 32, found {output_stride}")
         self.config = config
+        self.info: ModelInfo = MODELS[config.name]
+        self.preprocessing: Preprocessing = self.info.preprocessing
+        self.labels: tuple[str, ...] | None = None  # class names, where the weights bring their own
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.folded = folded
@@ -195,11 +199,24 @@ class XceptionAligned(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new, untrained one of `num_classes` (0 for none)."""
-        pooling = self.head.global_pool.pooling if global_pool is None else Pooling(global_pool)
+        """Replace the classifier by a new, untrained one of `num_classes` (0 for none).
+
+        Raises:
+            ModelError: no such pooling, or no pooling before a classifier.
+        """
+        pooling = self.head.global_pool.pooling if global_pool is None else pooling_named(global_pool)
+        if pooling is Pooling.NONE and num_classes > 0:
+            raise ModelError("global_pool: '' leaves the map unpooled, which a classifier cannot take")
         like = next(self.parameters())
+        self.head.global_pool = GlobalPool(pooling)
+        self.head.fc = classifier(self.num_features, num_classes).to(like.device, like.dtype).train(self.training)
         self.num_classes = num_classes
-        self.head = ClassifierHead(self.num_features, num_classes, pooling, self.drop_rate).to(like.device, like.dtype)
+        self.labels = None
+
+    @property
+    def default_cfg(self) -> dict[str, object]:
+        """What timm keeps under this name: input size, crop, mean, and so on."""
+        return self.info.default_cfg(self.preprocessing)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each unit in the backward pass instead of keeping its activations."""

@@ -1,0 +1,89 @@
+"""The manifest beside a weight file: whose weights these are, and how an image becomes their input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.errors import ModelError
+from models.info import Preprocessing
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `<stem>.json` says about `<stem>.pth`.
+
+    `labels` are the class names in order, where the weights have their own; `sha256` is None where the
+    manifest does not list the file.
+    """
+
+    path: Path
+    arch: str
+    num_classes: int
+    folded: bool
+    bn_eps: float | None
+    labels: tuple[str, ...] | None
+    preprocessing: Preprocessing
+    synthetic: bool
+    sha256: str | None
+
+
+def _preprocessing(entry: dict[str, Any]) -> Preprocessing:
+    channels, height, width = (int(side) for side in entry["input_size"])
+    found = Preprocessing(
+        (channels, height, width),
+        str(entry["interpolation"]),
+        float(entry["crop_pct"]),
+        tuple(float(value) for value in entry["mean"]),
+        tuple(float(value) for value in entry["std"]),
+    )
+    if len(found.mean) != channels or len(found.std) != channels:
+        raise ValueError(f"mean and std: expected {channels} values, one a channel")
+    if min(found.input_size) < 1 or not 0 < found.crop_pct <= 1 or not all(value > 0 for value in found.std):
+        raise ValueError("preprocessing: expected positive sizes and std, and 0 < crop_pct <= 1")
+    return found
+
+
+def read_manifest(path: Path, weights: str) -> Manifest:
+    """The manifest `path`, as far as it concerns the file named `weights`.
+
+    Raises:
+        ModelError: not readable, not JSON, another schema, or a key missing or malformed.
+    """
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        if entry["schema_version"] != SCHEMA_VERSION:
+            raise ModelError(
+                f"{path}: schema_version: expected {SCHEMA_VERSION}, found {entry['schema_version']!r}; "
+                "update this package, or port the file again"
+            )
+        digests = [str(file["sha256"]) for file in entry["files"] if file["name"] == weights]
+        bn_eps = entry["variant"].get("bn_eps")
+        labels = entry.get("labels")
+        manifest = Manifest(
+            path=path,
+            arch=str(entry["arch"]),
+            num_classes=int(entry["num_classes"]),
+            folded=bool(entry["variant"]["folded"]),
+            bn_eps=None if bn_eps is None else float(bn_eps),
+            labels=None if labels is None else tuple(str(label) for label in labels),
+            preprocessing=_preprocessing(entry["preprocessing"]),
+            synthetic=bool((entry.get("source") or {}).get("synthetic", False)),
+            sha256=digests[0] if digests else None,
+        )
+    except ModelError:
+        raise
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelError(
+            f"{path}: not a manifest of this project: {what}; move it away to load the weights without it"
+        ) from error
+    if manifest.labels is not None and len(manifest.labels) != manifest.num_classes:
+        raise ModelError(f"{path}: labels: expected {manifest.num_classes}, found {len(manifest.labels)}")
+    return manifest

@@ -1,0 +1,169 @@
+"""Find, verify and read weight files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.errors import ModelError
+from models.layers import BN_EPS
+from models.manifest import Manifest, read_manifest
+
+# The folder that `pretrained=True` searches.
+WEIGHTS_VARIABLE = "PORTING_WEIGHTS"
+DEFAULT_FOLDER = "checkpoints"
+
+# torch.hub's convention: the digest's first characters end the name. Eight are ours; older published files have nine.
+_DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
+
+_UNITS = {13: "xception41", 21: "xception65", 23: "xception71"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weight file that has been read: its state dict, what network it is for, and its manifest, if it has one."""
+
+    path: Path
+    state: Mapping[str, Tensor]
+    arch: str | None
+    num_classes: int
+    folded: bool
+    manifest: Manifest | None
+
+
+def sha256(path: Path) -> str:
+    """The digest that `sha256sum` prints."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def _verify(path: Path, manifest: Manifest | None) -> None:
+    in_name = _DIGEST_IN_NAME.search(path.name)
+    claims = {"its name": in_name.group(1) if in_name else None}
+    if manifest is not None:
+        claims[manifest.path.name] = manifest.sha256
+    if not any(claims.values()):
+        return
+    found = sha256(path)
+    for where, expected in claims.items():
+        if expected and not found.startswith(expected):
+            raise ModelError(
+                f"{path}: sha256: expected {expected} (from {where}), found {found[: max(8, len(expected))]}; "
+                "the file is damaged or was changed: fetch or port it again"
+            )
+
+
+def _load(path: Path) -> Mapping[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path}: not a file of plain PyTorch weights: {reason}") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(x, Tensor) for x in loaded.values()):
+        raise ModelError(f"{path}: expected a state dict, names to tensors, found {type(loaded).__name__}")
+    return loaded
+
+
+def arch_of(state: Mapping[str, Tensor]) -> str | None:
+    """The network whose keys these are, or None."""
+    if "conv1.weight" in state and "block12.skip.weight" in state:
+        return "xception"
+    units = {key.split(".")[1] for key in state if key.startswith("blocks.")}
+    return _UNITS.get(len(units)) if "stem.0.conv.weight" in state else None
+
+
+def read_weights(file: str | os.PathLike[str]) -> Weights:
+    """Read a `.pth` file, after checking its sha256 against its name and its manifest, as far as they state one.
+
+    The manifest is `<same stem>.json` beside it. Only tensors are unpickled (`weights_only`).
+
+    Raises:
+        ModelError: missing, damaged, not a state dict, or contradicting its manifest.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    beside = path.with_suffix(".json")
+    manifest = read_manifest(beside, path.name) if path.suffix != ".json" and beside.is_file() else None
+    _verify(path, manifest)
+    state = _load(path)
+    classifier = next((state[key] for key in ("head.fc.weight", "fc.weight") if key in state), None)
+    weights = Weights(
+        path=path,
+        state=state,
+        arch=arch_of(state),
+        num_classes=0 if classifier is None else int(classifier.shape[0]),
+        folded="stem.0.conv.bias" in state or "conv1.bias" in state,
+        manifest=manifest,
+    )
+    if manifest is not None:
+        _check_manifest(weights, manifest)
+    return weights
+
+
+def _check_manifest(weights: Weights, manifest: Manifest) -> None:
+    said = (manifest.arch, manifest.num_classes, manifest.folded)
+    found = (weights.arch, weights.num_classes, weights.folded)
+    for name, expected, actual in zip(("arch", "num_classes", "folded"), said, found, strict=True):
+        if expected != actual:
+            raise ModelError(f"{weights.path}: {name}: expected {expected} (from {manifest.path.name}), found {actual}")
+    if not manifest.folded and manifest.bn_eps is not None and manifest.bn_eps != BN_EPS:
+        raise ModelError(
+            f"{weights.path}: batch-norm epsilon: expected {BN_EPS:g}, found {manifest.bn_eps:g}: these weights are "
+            "for other implementations of the network; port the source without --bn-eps to use it here"
+        )
+
+
+def find_weights(arch: str, folded: bool, num_classes: int | None) -> Path:
+    """The one weight file for `arch` in the folder $PORTING_WEIGHTS (`checkpoints/` unless set), by its manifest.
+
+    Synthetic weights are never found: nobody should take them for trained ones.
+
+    Raises:
+        ModelError: none, or several that `num_classes` does not tell apart.
+    """
+    folder = Path(os.environ.get(WEIGHTS_VARIABLE) or DEFAULT_FOLDER)
+    found: dict[Path, int] = {}
+    synthetic = 0
+    for beside in sorted(folder.glob("*.json")):
+        path = beside.with_suffix(".pth")
+        if not path.is_file():
+            continue
+        manifest = read_manifest(beside, path.name)
+        if manifest.arch != arch or manifest.folded != folded or manifest.bn_eps not in (None, BN_EPS):
+            continue
+        if manifest.synthetic:
+            synthetic += 1
+        else:
+            found[path] = manifest.num_classes
+    if len(found) > 1:
+        wanted = 1000 if num_classes is None else num_classes
+        found = {path: classes for path, classes in found.items() if classes == wanted} or found
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ModelError(f"{folder}: several weights for {arch}: {names}; pass the path of one as pretrained=")
+    if not found:
+        kind = "folded " if folded else ""
+        passed = f" ({synthetic} synthetic passed over)" if synthetic else ""
+        raise ModelError(
+            f"{folder}: no {kind}weights for {arch}{passed}; port them with python -m porting.convert --arch {arch}, "
+            f"set {WEIGHTS_VARIABLE}, or pass a path as pretrained="
+        )
+    return next(iter(found))
