@@ -1,0 +1,37 @@
+"""The golden files by name: variables, shapes, endpoints and what the original implementations computed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FOLDER = Path(__file__).parent / "golden"
+ARCHS = ("xception", "xception41", "xception65", "xception71")
+
+
+@lru_cache(None)
+def golden(arch: str) -> dict[str, npt.NDArray[Any]]:
+    with np.load(FOLDER / f"{arch}.npz") as file:
+        return dict(file)
+
+
+def unpadded(shape: npt.NDArray[Any]) -> tuple[int, ...]:
+    """Shapes are stored in rows of four, padded with zeros."""
+    return tuple(int(side) for side in shape if side)
+
+
+def variable_shapes(arch: str) -> dict[str, tuple[int, ...]]:
+    """Every variable of the original implementation, in its own order, classifier included."""
+    data = golden(arch)
+    return {
+        str(name): unpadded(shape) for name, shape in zip(data["variable_names"], data["variable_shapes"], strict=True)
+    }
+
+
+def stored_classes(arch: str) -> int:
+    """Outputs of the original implementation's classifier."""
+    return int(golden(arch)["logits"].size)
