@@ -84,9 +84,13 @@ class UnpackedSource(TensorSource):
 
     @property
     def location(self) -> Path:
-        """What TensorFlow or Keras can open: the unpacked container, gone with `close`."""
-        location = getattr(self.inner, "location", None)
-        return location if isinstance(location, Path) else self._folder.path / self.member
+        """The unpacked container, gone with `close`."""
+        assert self.inner is not None
+        return self.inner.location
+
+    def stored_name(self, name: str) -> str:
+        assert self.inner is not None
+        return self.inner.stored_name(name)
 
     def close(self) -> None:
         if self.inner is not None:

@@ -118,7 +118,8 @@ def _dataset(node: h5d.DatasetID, path: str) -> dict[str, Any]:
     return entry
 
 
-def _children(group: h5g.GroupID, path: str) -> Iterator[tuple[str, bytes]]:
+def _children(group: h5g.GroupID, path: str) -> Iterator[tuple[str, bytes, int]]:
+    """Path, name and address of what a group holds, in the order of the names."""
     names: list[bytes] = []
     group.links.iterate(names.append)  # HDF5 visits each once, in name order
     for name in names:
@@ -126,14 +127,15 @@ def _children(group: h5g.GroupID, path: str) -> Iterator[tuple[str, bytes]]:
         if not text or "/" in text or text in {".", ".."}:
             raise RefusedError("corrupt", path or "/", f"a member named {text!r}")
         child = f"{path}/{text}" if path else text
-        kind = group.links.get_info(name).type
+        info = group.links.get_info(name)
+        kind = info.type
         if kind == h5py.h5l.TYPE_SOFT:
             raise RefusedError("unsupported", child, "a soft link; Keras writes none")
         if kind == h5py.h5l.TYPE_EXTERNAL:
             raise RefusedError("unsupported", child, "an external link (it leads to another file)")
         if kind != h5py.h5l.TYPE_HARD:
             raise RefusedError("unsupported", child, f"a link of type {kind}")
-        yield child, name
+        yield child, name, info.u
 
 
 def index(root: h5g.GroupID) -> dict[str, Any]:
@@ -147,9 +149,8 @@ def index(root: h5g.GroupID) -> dict[str, Any]:
         group, path, depth = groups.pop()
         if values := _attributes(group, path):
             attributes[path] = values
-        for child, name in _children(group, path):
+        for child, name, address in _children(group, path):
             node = h5o.open(group, name)
-            address = h5o.get_info(node).addr
             if address in seen:
                 raise RefusedError("corrupt", child, f"the same object as {seen[address]}")
             seen[address] = child

@@ -194,7 +194,9 @@ def parse_config(file: object, subject: str, text: str | bytes) -> Mapping[str, 
     if len(text) > MAX_CONFIG_BYTES:
         raise corrupt(file, subject, f"{len(text)} bytes", f"at most {MAX_CONFIG_BYTES} bytes")
     try:
-        config = json.loads(text)
+        config = json.loads(text if isinstance(text, str) else text.decode())
+    except UnicodeDecodeError:
+        raise corrupt(file, subject, "text that is not UTF-8") from None
     except RecursionError:
         raise corrupt(file, subject, "JSON nested too deeply") from None
     except ValueError as error:

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Protocol
 
 from porting.errors import PortingError, corrupt, unsupported
-from porting.sources.archive_members import MAX_MEMBERS, MAX_TOTAL_BYTES, Member, check_expansion, checked_name
+from porting.sources.archive_members import (
+    MAX_MEMBERS,
+    MAX_TOTAL_BYTES,
+    Member,
+    check_expansion,
+    check_members,
+    checked_name,
+)
 
 _BLOCK = 512
 _PIECE = 1 << 20
@@ -195,8 +202,10 @@ def read_plain_tar(path: Path, fd: int) -> tuple[Member, ...]:
     with os.fdopen(os.dup(fd), "rb") as file:
         file.seek(0)
         try:
-            return tuple(TarStream(path, file, size).members())
+            members = tuple(TarStream(path, file, size).members())
         except PortingError:
             raise
         except (OSError, ValueError, OverflowError) as error:
             raise corrupt(path, "tar", str(error)) from None
+    check_members(path, members)
+    return members
