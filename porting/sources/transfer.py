@@ -162,6 +162,10 @@ def _attempt(wanted: Transfer, opener: urllib.request.OpenerDirector, timeout: f
                 # The unfinished file is no beginning of what is there now.
                 wanted.part.unlink(missing_ok=True)
                 raise _FailedError("the server has less than was fetched before") from None
+            if 300 <= error.code < 400:  # one that urllib did not follow: to another scheme, or in a circle
+                circle = "infinite loop" in str(error.reason)
+                found = "in a circle, or too many" if circle else f"to {error.headers.get('Location')}"
+                raise unsupported(wanted.url, "redirect", found, by_hand(wanted.url)) from None
             if error.code in _PASSING:
                 raise _FailedError(f"HTTP {error.code} {error.reason}") from None
             raise PortingError(
