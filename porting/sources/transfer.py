@@ -99,6 +99,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         scheme = urlsplit(newurl).scheme
         if scheme not in ("http", "https") or (scheme == "http" and req.type == "https"):
+            fp.close()
             raise unsupported(req.full_url, "redirect", f"to {newurl}", by_hand(req.full_url))
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 

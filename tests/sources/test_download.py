@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import multiprocessing
 import os
 import re
@@ -84,9 +85,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body[: state.cuts.pop(0)] if state.cuts else body)
 
 
+class _Quiet(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Clients that hang up are part of the tests."""
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    httpd = _Quiet(("127.0.0.1", 0), _Handler)
     httpd.state = Server(f"http://127.0.0.1:{httpd.server_port}/weights/model.h5")  # type: ignore[attr-defined]
     thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
     thread.start()
@@ -334,7 +340,7 @@ def test_redirects_elsewhere(tmp_path: Path, server: Server, target: str) -> Non
 def test_redirects_from_https_to_http() -> None:
     request = transfer.urllib.request.Request("https://example.org/x")
     with pytest.raises(PortingError, match=r"unsupported: redirect: to http://example\.org/y"):
-        transfer._SafeRedirects().redirect_request(request, None, 302, "", None, "http://example.org/y")  # type: ignore[arg-type]
+        transfer._SafeRedirects().redirect_request(request, io.BytesIO(), 302, "", None, "http://example.org/y")  # type: ignore[arg-type]
 
 
 def test_a_ring_of_redirects(tmp_path: Path, server: Server) -> None:
