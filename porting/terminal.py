@@ -59,7 +59,10 @@ class Bars:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(desc=stage, total=total, file=sys.stderr, leave=False, dynamic_ncols=True)
+            # Some terminals give no width (0 columns), for which tqdm would draw nothing.
+            known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+            width = None if known else 80
+            self.bar = tqdm(desc=stage, total=total, file=sys.stderr, leave=False, dynamic_ncols=known, ncols=width)
 
     def step(self) -> None:
         if self.bar is not None:
