@@ -59,10 +59,10 @@ class Bars:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            # Some terminals give no width (0 columns), for which tqdm would draw nothing.
-            known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
-            width = None if known else 80
-            self.bar = tqdm(desc=stage, total=total, file=sys.stderr, leave=False, dynamic_ncols=known, ncols=width)
+            # Some terminals give no size (0 columns, 0 lines), in which tqdm would draw nothing.
+            columns, lines = os.get_terminal_size(sys.stderr.fileno())
+            size: dict[str, Any] = {"dynamic_ncols": True} if columns and lines else {"ncols": 80, "nrows": 24}
+            self.bar = tqdm(desc=stage, total=total, file=sys.stderr, leave=False, **size)
 
     def step(self) -> None:
         if self.bar is not None:
