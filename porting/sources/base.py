@@ -86,6 +86,15 @@ class TensorSource(ABC):
         """
         return
 
+    @property
+    def location(self) -> Path:
+        """What TensorFlow's or Keras's own readers open: a prefix or a file, there until `close`."""
+        return self.path
+
+    def stored_name(self, name: str) -> str:
+        """The name under which TensorFlow's own reader finds a tensor."""
+        return name
+
     def digest(self) -> str:
         """sha256 over the bytes of `files()` in order: for one file, what `sha256sum` prints."""
         import hashlib  # loads OpenSSL, which listing does not need
@@ -135,7 +144,7 @@ def read_exactly(fd: int, buffer: memoryview, offset: int) -> int:
 
     Positional reads, not a memory map: a file that shrinks while it is read is then an error and not a signal.
     """
-    done = 0
+    done = os.preadv(fd, [buffer], offset)
     while done < len(buffer):
         count = os.preadv(fd, [buffer[done:]], offset + done)
         if count == 0:

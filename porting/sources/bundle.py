@@ -23,6 +23,7 @@ from porting.sources.protobuf import WireError, varint
 from porting.sources.tensorflow_types import as_array, check_readable
 
 _OPEN_SHARDS = 64  # descriptors kept at once
+_PIECE = 1 << 21  # bytes read before they are summed, so that the sum finds them in the cache
 
 
 class BundleSource(TensorSource):
@@ -51,16 +52,25 @@ class BundleSource(TensorSource):
         self._index = read_index(self.index_path)
         self.entries: Mapping[str, Entry] = self._index.entries
         self.specs = {name: entry.spec for name, entry in self.entries.items()}
+        self._stored_names: Mapping[str, str] = {}  # by the names in `specs`, where they differ
         self._fds: dict[int, tuple[int, int]] = {}  # shard: descriptor, bytes in the file
         self._buffer = np.empty(0, np.uint8)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """List tensors under other names, in the order of `names` (the new by the old); the rest are left out."""
         self.entries = {
-            new: replace(self.entries[old], spec=replace(self.entries[old].spec, name=new))
+            new: self.entries[old]._replace(spec=replace(self.entries[old].spec, name=new))
             for old, new in names.items()
         }
         self.specs = {name: entry.spec for name, entry in self.entries.items()}
+        self._stored_names = {new: old for old, new in names.items()}
+
+    @property
+    def location(self) -> Path:
+        return self._prefix
+
+    def stored_name(self, name: str) -> str:
+        return self._stored_names.get(name, name)
 
     def shard_path(self, shard: int) -> Path:
         return self._prefix.with_name(f"{self._prefix.name}.data-{shard:05d}-of-{self._index.shards:05d}")
@@ -96,8 +106,12 @@ class BundleSource(TensorSource):
     def read(self, name: str) -> npt.NDArray[Any]:
         entry = self.entries[name]
         check_readable(entry.spec, self.path)
-        if not entry.slices:
-            return as_array(self._raw(entry, entry.spec.name), entry.spec, self.path)
+        if entry.slices:
+            return self._assembled(entry, name)
+        return as_array(self._raw(entry, name), entry.spec, self.path)
+
+    def _assembled(self, entry: Entry, name: str) -> npt.NDArray[Any]:
+        """A partitioned variable, whole."""
         for _, piece in entry.slices:  # before the whole is allocated: an index may claim any shape
             self._shard(piece, name)
         whole: npt.NDArray[Any] | None = None
@@ -120,7 +134,7 @@ class BundleSource(TensorSource):
             raise unsupported(self.path, name, f"a tensor of type {entry.spec.dtype}, not string")
         # Lengths as varints, a masked crc of them (as fixed integers), then the bytes; the entry's crc covers the
         # fixed-size lengths, their crc and the bytes (tensor_bundle.cc, ReadStringTensor).
-        data = self._bytes(entry, name).tobytes()
+        data = self._bytes(entry, name)[0].tobytes()
         try:
             lengths, at = [], 0
             if entry.spec.size > entry.size:
@@ -137,7 +151,9 @@ class BundleSource(TensorSource):
             crc = crc32c(length.to_bytes(4 if length >> 32 == 0 else 8, "little"), crc)
         if masked(crc).to_bytes(4, "little") != data[at : at + 4]:
             raise corrupt(self.path, name, "lengths that do not match their crc32c")
-        self._check_crc(crc32c(data[at:], crc), entry, name)
+        crc = crc32c(data[at:], crc)
+        if crc != entry.crc:
+            raise self._wrong_crc(crc, entry, name)
         at += 4
         strings = []
         for length in lengths:
@@ -176,27 +192,33 @@ class BundleSource(TensorSource):
             f"bytes {entry.offset} to {entry.offset + entry.size}",
         )  # fmt: skip
 
-    def _bytes(self, entry: Entry, name: str) -> npt.NDArray[np.uint8]:
-        """An entry's bytes, unchecked, in the buffer."""
+    def _bytes(self, entry: Entry, name: str) -> tuple[npt.NDArray[np.uint8], int]:
+        """An entry's bytes, in the buffer, and their crc32c."""
         fd = self._shard(entry, name)
-        if entry.size > self._buffer.size:
+        size, offset = entry.size, entry.offset
+        if size > self._buffer.size:
             self._buffer = np.empty(0, np.uint8)  # let the old one go first
-            self._buffer = np.empty(entry.size, np.uint8)
-        raw = self._buffer[: entry.size]
-        got = read_exactly(fd, raw.data, entry.offset)
-        if got != entry.size:
-            raise self._cut_off(entry, name, entry.offset + got)
-        return raw
+            self._buffer = np.empty(size, np.uint8)
+        raw = self._buffer[:size]
+        view = raw.data
+        crc = 0
+        for start in range(0, size, _PIECE):
+            piece = view[start : start + _PIECE]
+            got = read_exactly(fd, piece, offset + start)
+            if got != len(piece):
+                raise self._cut_off(entry, name, offset + start + got)
+            crc = crc32c(piece, crc)
+        return raw, crc
 
     def _raw(self, entry: Entry, name: str) -> npt.NDArray[np.uint8]:
         """An entry's bytes, in the buffer, checked against its crc32c."""
-        raw = self._bytes(entry, name)
-        self._check_crc(crc32c(raw.data), entry, name)
+        raw, crc = self._bytes(entry, name)
+        if crc != entry.crc:
+            raise self._wrong_crc(crc, entry, name)
         return raw
 
-    def _check_crc(self, crc: int, entry: Entry, name: str) -> None:
-        if crc != entry.crc:
-            raise corrupt(
-                self.path, name, f"{crc:#010x} of the bytes in shard {self.shard_path(entry.shard).name}",
-                f"crc32c {entry.crc:#010x}, as the index says",
-            )  # fmt: skip
+    def _wrong_crc(self, crc: int, entry: Entry, name: str) -> PortingError:
+        return corrupt(
+            self.path, name, f"{crc:#010x} of the bytes in shard {self.shard_path(entry.shard).name}",
+            f"crc32c {entry.crc:#010x}, as the index says",
+        )  # fmt: skip

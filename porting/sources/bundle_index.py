@@ -6,24 +6,24 @@ table: key "" holds the header, every other key an entry. Everything in it is pr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from porting.errors import corrupt, unsupported
 from porting.sources.base import ITEM_SIZE, TensorSpec
 from porting.sources.checksum import unmasked
 from porting.sources.ordered_code import slice_key
-from porting.sources.protobuf import BYTES, FIXED32, VARINT, WireError, one, parse, signed, text
+from porting.sources.protobuf import BYTES, FIXED32, REPEATED, VARINT, WireError, parse, signed, text
 from porting.sources.table import Table
 from porting.sources.tensorflow_types import Slice, check_tiling, dtype_name, parse_shape, parse_slice
 
 _HEADER = {1: VARINT, 2: VARINT, 3: BYTES}  # num_shards, endianness, version
-_ENTRY = {1: VARINT, 2: BYTES, 3: VARINT, 4: VARINT, 5: VARINT, 6: FIXED32, 7: BYTES}
+_ENTRY = {1: VARINT, 2: BYTES, 3: VARINT, 4: VARINT, 5: VARINT, 6: FIXED32, 7: BYTES | REPEATED}
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """Where a tensor's bytes lie: `offset` and `size` in bytes; `crc` is unmasked.
 
     A partitioned variable has no bytes of its own, but `slices` that cover it, each with an entry.
@@ -60,7 +60,8 @@ class _Parsed:
     entries: dict[str, Entry] = field(default_factory=dict)
     slices: dict[str, tuple[Slice, ...]] = field(default_factory=dict)  # of partitioned variables
     pieces: dict[bytes, Entry] = field(default_factory=dict)  # slices, under their encoded keys
-    shapes: dict[bytes, tuple[int, ...]] = field(default_factory=dict)  # shapes repeat: each is parsed once
+    # Shapes repeat, so each is parsed once; with its number of elements.
+    shapes: dict[bytes, tuple[tuple[int, ...], int]] = field(default_factory=dict)
 
 
 def read_index(path: Path) -> Index:
@@ -103,9 +104,9 @@ def read_index(path: Path) -> Index:
 def _read_header(index: _Parsed, value: bytes) -> None:
     try:
         header = parse(value, _HEADER)
-        shards, endianness = signed(one(header, 1)), one(header, 2)
-        version = parse(one(header, 3, b""), {1: VARINT, 2: VARINT})
-        consumer = signed(one(version, 2))
+        shards, endianness = signed(header.get(1, 0)), header.get(2, 0)
+        version = parse(header.get(3, b""), {1: VARINT, 2: VARINT})
+        consumer = signed(version.get(2, 0))
     except WireError as error:
         raise corrupt(index.path, "header", str(error)) from None
     if not 0 < shards < 100_000:  # five digits in a shard's name
@@ -119,27 +120,28 @@ def _read_header(index: _Parsed, value: bytes) -> None:
 
 def _read_entry(index: _Parsed, name: str, value: bytes) -> Entry:
     message = parse(value, _ENTRY)
-    dtype = dtype_name(one(message, 1), index.path, name)
-    packed = one(message, 2, b"")
-    shape = index.shapes.get(packed)
-    if shape is None:
-        shape = index.shapes[packed] = parse_shape(packed)
-    spec = TensorSpec(name, dtype, shape)
-    shard, offset, size = one(message, 3), one(message, 4), one(message, 5)
+    dtype = dtype_name(message.get(1, 0), index.path, name)
+    packed = message.get(2, b"")
+    known = index.shapes.get(packed)
+    if known is None:
+        shape = parse_shape(packed)
+        known = index.shapes[packed] = shape, math.prod(shape)
+    shape, elements = known
+    shard, offset, size = message.get(3, 0), message.get(4, 0), message.get(5, 0)
     if shard >= index.shards:
         raise WireError(f"shard {signed(shard)} of {index.shards}")
     if (offset | size) >> 63 or offset + size >> 63:
         raise WireError(f"offset {signed(offset)}, size {signed(size)}")
-    slices = tuple(parse_slice(data) for data in message.get(7, ()))
+    slices = message.get(7)
     if slices:
-        index.slices[name] = slices
+        index.slices[name] = tuple(map(parse_slice, slices))
     item = ITEM_SIZE.get(dtype)
     if slices:
         if offset or size:
             raise WireError(f"both {len(slices)} slices and {size} bytes of its own")
-    elif item and size != spec.size * item:
-        raise WireError(f"{size} bytes for {dtype} of shape {list(shape)}, which takes {spec.size * item}")
-    return Entry(spec, shard, offset, size, unmasked(one(message, 6)))
+    elif item and size != elements * item:
+        raise WireError(f"{size} bytes for {dtype} of shape {list(shape)}, which takes {elements * item}")
+    return Entry(TensorSpec(name, dtype, shape), shard, offset, size, unmasked(message.get(6, 0)))
 
 
 def _join_slices(index: _Parsed) -> None:
@@ -164,21 +166,19 @@ def _join_slices(index: _Parsed) -> None:
                         f"the slice at {list(explicit.starts)} is {stored.spec.dtype} {list(stored.spec.shape)}, "
                         f"not {entry.spec.dtype} {list(explicit.lengths)}"
                     )
-                joined.append((explicit, replace(stored, spec=replace(stored.spec, name=name))))
+                joined.append((explicit, stored._replace(spec=replace(stored.spec, name=name))))
         except WireError as error:
             raise corrupt(index.path, name, str(error)) from None
-        index.entries[name] = replace(entry, slices=tuple(joined))
+        index.entries[name] = entry._replace(slices=tuple(joined))
     if left:
         raise corrupt(index.path, repr(min(left)), "a slice of no partitioned variable")
 
 
 def _check_overlap(path: Path, index: Index) -> None:
     """No two tensors share bytes of a shard."""
-    stored = [entry for entry in index.stored() if entry.size]
-    stored.sort(key=lambda entry: (entry.shard, entry.offset))
-    for before, after in pairwise(stored):
-        if before.shard == after.shard and after.offset < before.offset + before.size:
-            raise corrupt(
-                path, after.spec.name, f"bytes from {after.offset} of shard {after.shard}, "
-                f"which {before.spec.name} holds up to {before.offset + before.size}",
-            )  # fmt: skip
+    stored = sorted((entry.shard, entry.offset, entry.size, entry.spec.name) for entry in index.stored() if entry.size)
+    at, end, holder = -1, 0, ""
+    for shard, offset, size, name in stored:
+        if shard == at and offset < end:
+            raise corrupt(path, name, f"bytes from {offset} of shard {shard}, which {holder} holds up to {end}")
+        at, end, holder = shard, offset + size, name

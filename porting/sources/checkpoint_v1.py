@@ -18,7 +18,7 @@ import numpy.typing as npt
 from porting.errors import Defect, ErrorKind, PortingError, corrupt, unsupported
 from porting.sources.base import TensorSource, TensorSpec
 from porting.sources.ordered_code import slice_key
-from porting.sources.protobuf import BYTES, VARINT, WireError, one, parse, signed, text
+from porting.sources.protobuf import BYTES, REPEATED, VARINT, WireError, parse, signed, text
 from porting.sources.table import SNAPPY_RATIO, Table
 from porting.sources.tensor_proto import parse_tensor, tensor_values
 from porting.sources.tensorflow_types import (
@@ -107,8 +107,9 @@ class V1Source(TensorSource):
         if not first or first[0][0] != b"":
             raise corrupt(table.path, "header", "nothing", "a SavedTensorSlices message under the empty key")
         try:
-            meta = parse(one(parse(first[0][1], {1: BYTES}), 1, b""), {1: BYTES, 2: BYTES})
-            consumer = signed(one(parse(one(meta, 2, b""), {2: VARINT}), 2))
+            slices = parse(first[0][1], {1: BYTES}).get(1, b"")
+            meta = parse(slices, {1: BYTES | REPEATED, 2: BYTES})
+            consumer = signed(parse(meta.get(2, b""), {2: VARINT}).get(2, 0))
         except WireError as error:
             raise corrupt(table.path, "header", str(error)) from None
         if consumer > 1:  # TF_CHECKPOINT_VERSION
@@ -117,13 +118,13 @@ class V1Source(TensorSource):
         for data in meta.get(1, []):
             name = "header"
             try:
-                message = parse(data, {1: BYTES, 2: BYTES, 3: VARINT, 4: BYTES})
-                name = text(one(message, 1, b""))
+                message = parse(data, {1: BYTES, 2: BYTES, 3: VARINT, 4: BYTES | REPEATED})
+                name = text(message.get(1, b""))
                 if name in names:
                     raise WireError("listed twice")
                 names.add(name)
-                shape = parse_shape(one(message, 2, b""))
-                spec = TensorSpec(name, dtype_name(one(message, 3), table.path, name), shape)
+                shape = parse_shape(message.get(2, b""))
+                spec = TensorSpec(name, dtype_name(message.get(3, 0), table.path, name), shape)
                 # A value takes a byte at least; an allocation must not follow a claim that no file can hold.
                 if spec.size > SNAPPY_RATIO * table.size and len(self._tables) == 1:
                     raise WireError(f"shape {list(shape)} in a file of {table.size} bytes")
@@ -181,10 +182,10 @@ class V1Source(TensorSource):
         if data is None:
             raise corrupt(path, spec.name, "no values for a slice that the header lists")
         try:
-            stored = parse(one(parse(data, {2: BYTES}), 2, b""), {1: BYTES, 2: BYTES, 3: BYTES})
-            if text(one(stored, 1, b"")) != spec.name or parse_slice(one(stored, 2, b"")) != piece.stored:
+            stored = parse(parse(data, {2: BYTES}).get(2, b""), {1: BYTES, 2: BYTES, 3: BYTES})
+            if text(stored.get(1, b"")) != spec.name or parse_slice(stored.get(2, b"")) != piece.stored:
                 raise WireError("its key holds a slice of another tensor")
-            tensor = parse_tensor(one(stored, 3, b""))
+            tensor = parse_tensor(stored.get(3, b""))
             part = TensorSpec(spec.name, spec.dtype, piece.explicit.lengths)
             return tensor_values(tensor, part, path, repeat=False)
         except WireError as error:

@@ -29,12 +29,8 @@ def _load() -> Callable[..., int]:
     return crc32c  # type: ignore[no-any-return, unused-ignore]
 
 
-_crc32c = _load()
-
-
-def crc32c(data: Any, crc: int = 0) -> int:
-    """The crc32c of a buffer, continuing from `crc`."""
-    return _crc32c(data, crc)
+# The crc32c of a buffer: crc32c(data), or crc32c(data, crc) to go on from another.
+crc32c = _load()
 
 
 def masked(crc: int) -> int:

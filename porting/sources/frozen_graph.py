@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from porting.errors import corrupt, unsupported
 from porting.sources.base import TensorSource, TensorSpec, open_file, read_exactly
-from porting.sources.protobuf import BYTES, Message, WireError, one, parse, text, varint
+from porting.sources.protobuf import BYTES, REPEATED, Message, WireError, parse, text, varint
 from porting.sources.tensor_proto import parse_tensor, tensor_spec, tensor_values
 
 _NODE = 1  # GraphDef.node
-_NODE_FIELDS = {1: BYTES, 2: BYTES, 5: BYTES}  # name, op, attr
+_NODE_FIELDS = {1: BYTES, 2: BYTES, 5: BYTES | REPEATED}  # name, op, attr
 _HEADER = 20  # bytes: the longest tag and length
 
 
@@ -63,11 +63,11 @@ class FrozenGraphSource(TensorSource):
                     raise WireError(f"field {tag >> 3} claims {size} bytes where {end - at} are left")
                 if tag >> 3 == _NODE:
                     node = parse(self._bytes(at, size, where), _NODE_FIELDS)
-                    name = text(one(node, 1, b""))
+                    name = text(node.get(1, b""))
                     if name in names:
                         raise WireError(f"a second node {name}")
                     names.add(name)
-                    if one(node, 2, b"") == b"Const":
+                    if node.get(2, b"") == b"Const":
                         where = name
                         self.specs[name] = tensor_spec(_value(node), name, self.path)
                         self._nodes[name] = at, size
@@ -115,8 +115,8 @@ def _value(node: Message) -> Message:
     found = []
     for data in node.get(5, []):
         pair = parse(data, {1: BYTES, 2: BYTES})
-        if one(pair, 1, b"") == b"value":
-            found.append(one(parse(one(pair, 2, b""), {8: BYTES}), 8, None))
+        if pair.get(1, b"") == b"value":
+            found.append(parse(pair.get(2, b""), {8: BYTES}).get(8))
     if len(found) != 1 or found[0] is None:
         raise WireError("a constant without a value")
     return parse_tensor(found[0])

@@ -15,7 +15,7 @@ from pathlib import Path
 from porting.errors import corrupt
 from porting.sources.bundle import BundleSource
 from porting.sources.bundle_index import Entry
-from porting.sources.protobuf import BYTES, VARINT, WireError, one, parse, signed, text
+from porting.sources.protobuf import BYTES, REPEATED, VARINT, Message, WireError, parse, signed, text
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -40,7 +40,7 @@ class Node:
     slots: tuple[tuple[int, str, int], ...]
 
 
-def parse_children(message: Mapping[int, list[bytes]], count: int) -> tuple[tuple[str, int], ...]:
+def parse_children(message: Message, count: int) -> tuple[tuple[str, int], ...]:
     """ObjectReferences (field 1) of one of `count` nodes.
 
     Raises:
@@ -49,7 +49,7 @@ def parse_children(message: Mapping[int, list[bytes]], count: int) -> tuple[tupl
     children: dict[str, int] = {}
     for data in message.get(1, []):
         child = parse(data, {1: VARINT, 2: BYTES})
-        name, number = text(one(child, 2, b"")), signed(one(child, 1))
+        name, number = text(child.get(2, b"")), signed(child.get(1, 0))
         if not 0 <= number < count:
             raise WireError(f"child {name!r} is node {number} of {count}")
         if name in children:
@@ -67,21 +67,21 @@ def parse_graph(data: bytes, path: Path) -> list[Node]:
     subject = "object graph"
     nodes = []
     try:
-        messages = parse(data, {1: BYTES}).get(1, [])
+        messages = parse(data, {1: BYTES | REPEATED}).get(1, [])
         for number, raw in enumerate(messages):
             subject = f"object graph, node {number}"
-            message = parse(raw, {1: BYTES, 2: BYTES, 3: BYTES})
+            message = parse(raw, {1: BYTES | REPEATED, 2: BYTES | REPEATED, 3: BYTES | REPEATED})
             attributes = []
             for raw_attribute in message.get(2, []):
                 attribute = parse(raw_attribute, {1: BYTES, 2: BYTES, 3: BYTES})
-                attributes.append(Attribute(text(one(attribute, 2, b"")), text(one(attribute, 3, b""))))
+                attributes.append(Attribute(text(attribute.get(2, b"")), text(attribute.get(3, b""))))
             slots = []
             for raw_slot in message.get(3, []):
                 slot = parse(raw_slot, {1: VARINT, 2: BYTES, 3: VARINT})
-                original, variable = signed(one(slot, 1)), signed(one(slot, 3))
+                original, variable = signed(slot.get(1, 0)), signed(slot.get(3, 0))
                 if not (0 <= original < len(messages) and 0 <= variable < len(messages)):
                     raise WireError(f"a slot variable of nodes {original} and {variable} of {len(messages)}")
-                slots.append((original, text(one(slot, 2, b"")), variable))
+                slots.append((original, text(slot.get(2, b"")), variable))
             nodes.append(Node(parse_children(message, len(messages)), tuple(attributes), tuple(slots)))
     except WireError as error:
         raise corrupt(path, subject, str(error)) from None

@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 # Repeated numbers, packed into one field or a field each: both are valid, whichever the schema prefers.
-PACKED_VARINT, PACKED_FIXED64, PACKED_FIXED32 = 8, 9, 13
+PACKED_VARINT, PACKED_FIXED64, PACKED_FIXED32 = 24, 25, 29
 
 _FIXED64 = struct.Struct("<Q")
 _FIXED32 = struct.Struct("<I")
 _U64 = 0xFFFFFFFFFFFFFFFF
 
-# A field's values in the order they appear: integers (unsigned) or slices of what was parsed.
-Message = dict[int, list[Any]]
+REPEATED = 16  # added to a wire type: the field may occur many times, and comes as a list
+
+# Values by field: unsigned integers or slices of what was parsed, and lists of them where a field repeats.
+Message = dict[int, Any]
 Data = TypeVar("Data", bytes, memoryview)
 
 
@@ -52,8 +54,16 @@ def parse(data: bytes | memoryview, known: Mapping[int, int]) -> Message:
         known: the wire type of each field to return.
 
     Raises:
-        WireError: a length or varint past the end, a known field of another wire type, a group.
+        WireError: a length or varint past the end, a known field of another wire type, a second value of a field that
+            does not repeat (no writer does that), a group.
     """
+    try:
+        return _parse(data, known)
+    except IndexError:  # cheaper than a check before each byte; the data ends where the message does
+        raise WireError("a varint runs past the end of its message") from None
+
+
+def _parse(data: bytes | memoryview, known: Mapping[int, int]) -> Message:
     message: Message = {}
     at, end = 0, len(data)
     value: Any
@@ -65,22 +75,16 @@ def parse(data: bytes | memoryview, known: Mapping[int, int]) -> Message:
         number, wire = tag >> 3, tag & 7
         if number == 0 or number >= 1 << 29:
             raise WireError(f"field number {number}")
-        if wire == VARINT:
-            if at < end and data[at] < 0x80:
-                value = data[at]
-                at += 1
-            else:
-                value, at = varint(data, at, end)
-        elif wire == BYTES:
-            if at < end and data[at] < 0x80:
-                size = data[at]
-                at += 1
-            else:
-                size, at = varint(data, at, end)
-            if size > end - at:
-                raise WireError(f"field {number} claims {size} bytes where {end - at} are left")
-            value = data[at : at + size]
-            at += size
+        if wire in (VARINT, BYTES):
+            value = data[at]
+            at += 1
+            if value >= 0x80:
+                value, at = varint(data, at - 1, end)
+            if wire == BYTES:
+                if value > end - at:
+                    raise WireError(f"field {number} claims {value} bytes where {end - at} are left")
+                at += value
+                value = data[at - value : at]
         elif wire == FIXED32:
             if end - at < 4:
                 raise WireError(f"field {number} runs past the end of its message")
@@ -94,25 +98,18 @@ def parse(data: bytes | memoryview, known: Mapping[int, int]) -> Message:
         else:
             raise WireError(f"field {number} has wire type {wire}")
         expected = known.get(number)
-        if expected is None:
-            continue
-        if wire != expected and (expected < 8 or wire not in (BYTES, expected - 8)):
-            raise WireError(f"field {number} has wire type {wire}, not {expected & 7}")
-        if number in message:
-            message[number].append(value)
-        else:
-            message[number] = [value]
+        if expected == wire:
+            if number in message:
+                raise WireError(f"field {number} occurs twice")
+            message[number] = value
+        elif expected is not None:
+            if expected < REPEATED or (wire != expected & 7 and (expected < PACKED_VARINT or wire != BYTES)):
+                raise WireError(f"field {number} has wire type {wire}, not {expected & 7}")
+            if number in message:
+                message[number].append(value)
+            else:
+                message[number] = [value]
     return message
-
-
-def one(message: Message, number: int, default: Any = 0) -> Any:
-    """The value of a field that occurs at most once."""
-    values = message.get(number)
-    if values is None:
-        return default
-    if len(values) > 1:
-        raise WireError(f"field {number} occurs {len(values)} times")
-    return values[0]
 
 
 def signed(value: int) -> int:

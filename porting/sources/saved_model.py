@@ -14,7 +14,7 @@ from porting.errors import ErrorKind, PortingError, corrupt, unsupported
 from porting.sources.base import TensorSource, open_file, read_exactly
 from porting.sources.bundle import BundleSource
 from porting.sources.object_graph import OBJECT_GRAPH_KEY, Node, parse_children, read_graph, resolve
-from porting.sources.protobuf import BYTES, WireError, one, parse, text
+from porting.sources.protobuf import BYTES, REPEATED, WireError, parse, text
 
 _OBJECT_GRAPH, _VARIABLE, _NAME = 7, 7, 6  # MetaGraphDef.object_graph_def, SavedObject.variable, SavedVariable.name
 
@@ -56,16 +56,16 @@ def _saved_objects(pb: Path) -> list[tuple[str, dict[str, int]]]:
         os.close(fd)
     where = "saved_model.pb"
     try:
-        graphs = parse(memoryview(data)[:got], {2: BYTES}).get(2, [])
+        graphs = parse(memoryview(data)[:got], {2: BYTES | REPEATED}).get(2, [])
         if not graphs:
             raise WireError("no graph")
-        objects = one(parse(graphs[0], {_OBJECT_GRAPH: BYTES}), _OBJECT_GRAPH, b"")
-        nodes = parse(objects, {1: BYTES}).get(1, [])
+        objects = parse(graphs[0], {_OBJECT_GRAPH: BYTES}).get(_OBJECT_GRAPH, b"")
+        nodes = parse(objects, {1: BYTES | REPEATED}).get(1, [])
         found = []
         for number, raw in enumerate(nodes):
             where = f"saved_model.pb, node {number}"
-            message = parse(raw, {1: BYTES, _VARIABLE: BYTES})
-            name = text(one(parse(one(message, _VARIABLE, b""), {_NAME: BYTES}), _NAME, b""))
+            message = parse(raw, {1: BYTES | REPEATED, _VARIABLE: BYTES})
+            name = text(parse(message.get(_VARIABLE, b""), {_NAME: BYTES}).get(_NAME, b""))
             found.append((name, dict(parse_children(message, len(nodes)))))
     except WireError as error:
         raise corrupt(pb, where, str(error)) from None

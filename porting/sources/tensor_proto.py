@@ -23,7 +23,6 @@ from porting.sources.protobuf import (
     VARINT,
     Message,
     WireError,
-    one,
     parse,
 )
 from porting.sources.tensorflow_types import as_array, check_readable, dtype_name, parse_shape
@@ -60,7 +59,7 @@ def tensor_spec(tensor: Message, name: str, path: Path) -> TensorSpec:
     Raises:
         WireError: malformed; PortingError: an unknown type.
     """
-    return TensorSpec(name, dtype_name(one(tensor, _DTYPE), path, name), parse_shape(one(tensor, _SHAPE, b"")))
+    return TensorSpec(name, dtype_name(tensor.get(_DTYPE, 0), path, name), parse_shape(tensor.get(_SHAPE, b"")))
 
 
 def tensor_values(tensor: Message, spec: TensorSpec, path: Path, *, repeat: bool) -> npt.NDArray[Any]:
@@ -77,7 +76,7 @@ def tensor_values(tensor: Message, spec: TensorSpec, path: Path, *, repeat: bool
     """
     check_readable(spec, path)
     number, item = _FIELDS[spec.dtype]
-    content = one(tensor, _CONTENT, b"")
+    content = tensor.get(_CONTENT, b"")
     chunks = tensor.get(number, [])
     if len(content):
         if chunks or len(content) != spec.nbytes:

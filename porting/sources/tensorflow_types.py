@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from porting.errors import corrupt, unsupported
 from porting.sources.base import ITEM_SIZE, TensorSpec, widen_bfloat16
-from porting.sources.protobuf import BYTES, VARINT, WireError, one, parse, signed
+from porting.sources.protobuf import BYTES, REPEATED, VARINT, WireError, parse, signed
 
 # types.proto, enum DataType.
 DTYPE_NAMES = {
@@ -26,6 +26,8 @@ DTYPE_NAMES = {
     24: "float8_e5m2", 25: "float8_e4m3fn", 26: "float8_e4m3fnuz", 27: "float8_e4m3b11fnuz", 28: "float8_e5m2fnuz",
     29: "int4", 30: "uint4", 31: "int2", 32: "uint2",
 }  # fmt: skip
+
+_LITTLE_ENDIAN = {name: np.dtype(name).newbyteorder("<") for name in ITEM_SIZE if name != "bfloat16"}
 
 MAX_RANK = 254  # tensor_shape.h, TensorShapeRep::MaxDimensions
 MAX_ELEMENTS = 1 << 62  # far above any file; keeps products of dimensions out of big integers
@@ -47,15 +49,15 @@ def parse_shape(data: bytes | memoryview) -> tuple[int, ...]:
     Raises:
         WireError: malformed, of unknown rank, negative or beyond what an address can hold.
     """
-    message = parse(data, {2: BYTES, 3: VARINT})
-    if one(message, 3):
+    message = parse(data, {2: BYTES | REPEATED, 3: VARINT})
+    if message.get(3):
         raise WireError("a shape of unknown rank")
     dims = message.get(2, [])
     if len(dims) > MAX_RANK:
         raise WireError(f"a shape of {len(dims)} dimensions, where TensorFlow has at most {MAX_RANK}")
     shape = []
     for dim in dims:
-        size = signed(one(parse(dim, {1: VARINT}), 1))
+        size = signed(parse(dim, {1: VARINT}).get(1, 0))
         if size < 0:
             raise WireError(f"a dimension of {size}")
         shape.append(size)
@@ -94,13 +96,13 @@ class Slice:
 def parse_slice(data: bytes | memoryview) -> Slice:
     """A TensorSliceProto: extents of start and, unless the dimension is taken whole, length."""
     starts, lengths = [], []
-    extents = parse(data, {1: BYTES}).get(1, [])
+    extents = parse(data, {1: BYTES | REPEATED}).get(1, [])
     if len(extents) > MAX_RANK:
         raise WireError(f"a slice of {len(extents)} dimensions")
     for extent in extents:
         message = parse(extent, {1: VARINT, 2: VARINT})
-        start = signed(one(message, 1))
-        length = signed(one(message, 2)) if 2 in message else -1
+        start = signed(message.get(1, 0))
+        length = signed(message.get(2, 0)) if 2 in message else -1
         if start < 0 or (2 in message and length < 0) or (2 not in message and start):
             raise WireError(f"a slice from {start} of length {length}")
         starts.append(start)
@@ -140,7 +142,7 @@ def as_array(raw: npt.NDArray[np.uint8], spec: TensorSpec, path: Path) -> npt.ND
         return widen_bfloat16(raw.view("<u2")).reshape(spec.shape)
     if spec.dtype == "bool" and raw.size and int(raw.max()) > 1:
         raise corrupt(path, spec.name, f"a bool of value {int(raw.max())}", "0 or 1")
-    values: npt.NDArray[Any] = raw.view(np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
+    values: npt.NDArray[Any] = raw.view(_LITTLE_ENDIAN[spec.dtype]).reshape(spec.shape)
     return values
 
 

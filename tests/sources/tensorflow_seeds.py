@@ -34,7 +34,7 @@ def _bundle(folder: Path) -> list[Path]:
     bundle.rows[b"part"] = wire.entry(1, (3, 4), more=described)
     for part in parts:
         bundle.add(slice_key("part", part), _FLOATS[: part.lengths[0] * 4].reshape(part.lengths))
-    many = wire.small_bundle({f"layer{i}/kernel": _FLOATS[: i % 5] for i in range(90)})
+    many = wire.small_bundle({f"layer{i}/kernel": _FLOATS[: i % 5] for i in range(45)})
     state = folder / "state"
     wire.small_bundle({"w": _FLOATS}).write(state / "model.ckpt-2")
     (state / "checkpoint").write_text(

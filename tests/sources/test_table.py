@@ -8,7 +8,7 @@ import pytest
 
 from porting.sources.checksum import crc32c, masked, unmasked
 from porting.sources.ordered_code import slice_key
-from porting.sources.protobuf import BYTES, PACKED_VARINT, VARINT, WireError, one, parse, signed, varint
+from porting.sources.protobuf import BYTES, PACKED_VARINT, REPEATED, VARINT, WireError, parse, signed, varint
 from porting.sources.table import Table
 from porting.sources.tensorflow_types import Slice
 from tests.sources import wire
@@ -88,9 +88,8 @@ def test_bad_messages(data: bytes, message: str) -> None:
 
 def test_messages() -> None:
     data = wire.integer(1, -1) + wire.message(2, "x") + wire.integer(9, 5) + wire.message(2, "y") + wire.integer(3, 4)
-    read = parse(data + wire.message(3, b"\x01\x02"), {1: VARINT, 2: BYTES, 3: PACKED_VARINT})
-    assert read == {1: [(1 << 64) - 1], 2: [b"x", b"y"], 3: [4, b"\x01\x02"]}
-    assert signed(one(read, 1)) == -1
-    assert one(read, 7, "none") == "none"
-    with pytest.raises(WireError, match="field 2 occurs 2 times"):
-        one(read, 2)
+    read = parse(data + wire.message(3, b"\x01\x02"), {1: VARINT, 2: BYTES | REPEATED, 3: PACKED_VARINT})
+    assert read == {1: (1 << 64) - 1, 2: [b"x", b"y"], 3: [4, b"\x01\x02"]}
+    assert signed(read[1]) == -1
+    with pytest.raises(WireError, match="field 2 occurs twice"):
+        parse(data, {2: BYTES})
