@@ -159,6 +159,8 @@ def _head(contents: Contents, table: Table, arch: str, options: Options) -> tupl
         found = f"none (after the features: {listed or 'nothing'})"
         return None, Defect("head", found, f"a dense layer on the pooled features, {contents.own(table.head[0])}")
     classes = weights.shape[-1]
+    if classes == 0:
+        return None, Defect("head", f"{contents.own(table.head[0])} of shape {list(weights.shape)}", "a class to tell")
     drop = arch != rules.KERAS_ARCH and classes == rules.BACKGROUND_CLASSES and not options.keep_background
     return Head(classes, skip=1 if drop else 0), None
 
@@ -189,10 +191,10 @@ def _explained(contents: Contents, table: Table, options: Options, mapped: set[s
             yield Unread(name, rules.COUNTERS[name])
         elif leaf in rules.SLOTS and variable in known:
             yield Unread(name, f"optimizer slot ({leaf})")
+        elif name.removesuffix(f"/{rules.SHADOW}") in table.head and options.backbone_only:
+            yield Unread(contents.own(name), "classifier, left out by --backbone-only")
         elif _is_shadow(name) and variable in known:
             yield Unread(name, "ExponentialMovingAverage shadow; the plain variable is ported")
-        elif name in table.head and options.backbone_only:
-            yield Unread(contents.own(name), "classifier, left out by --backbone-only")
         elif name in contents.outside and options.backbone_only:
             yield Unread(contents.own(name), "outside the backbone, left out by --backbone-only")
         elif options.ema and f"{name}/{rules.SHADOW}" in mapped:
@@ -213,7 +215,7 @@ def _refusal(contents: Contents, arch: str, options: Options, defects: Sequence[
     if arch in without_head:
         head = [defect for defect in defects if defect.subject == "head"]
         remedy = "Its backbone is complete: port it without the classifier with --backbone-only."
-        return _mismatch(contents, head, remedy)
+        return _mismatch(contents, head or defects, remedy)
     if without_head:
         remedy = f"Use --arch {without_head[0]} --backbone-only: its classifier cannot be ported."
         return _mismatch(contents, [Defect("network", without_head[0], arch)], remedy)

@@ -24,12 +24,16 @@ def unpadded(shape: npt.NDArray[Any]) -> tuple[int, ...]:
     return tuple(int(side) for side in shape if side)
 
 
-def variable_shapes(arch: str) -> dict[str, tuple[int, ...]]:
-    """Every variable of the original implementation, in its own order, classifier included."""
+@lru_cache(None)
+def _variables(arch: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     data = golden(arch)
-    return {
-        str(name): unpadded(shape) for name, shape in zip(data["variable_names"], data["variable_shapes"], strict=True)
-    }
+    shapes = map(unpadded, data["variable_shapes"])
+    return tuple(zip(map(str, data["variable_names"]), shapes, strict=True))
+
+
+def variable_shapes(arch: str) -> dict[str, tuple[int, ...]]:
+    """Every variable of the original implementation, in its own order, classifier last."""
+    return dict(_variables(arch))
 
 
 def stored_classes(arch: str) -> int:
