@@ -4,6 +4,7 @@ from __future__ import annotations
 
 COMMANDS = {
     "porting.convert": "port a source to PyTorch, prove it against TensorFlow, emit it",
+    "porting.inspect": "show what a source holds, and which network it fits",
 }
 
 

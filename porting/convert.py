@@ -22,7 +22,12 @@ def parser() -> argparse.ArgumentParser:
         "is bad, 2 usage.",
     )
     add = result.add_argument
-    add("--src", required=True, help="checkpoint (prefix, .index or folder), Keras file, or synthetic[:SEED]")
+    add(
+        "--src",
+        default="official",
+        help="checkpoint (prefix, .index or folder), SavedModel, frozen graph, Keras file, archive of one, URL, "
+        "official (the network's published file) or synthetic[:SEED] (default: %(default)s)",
+    )
     add("--arch", required=True, choices=rules.ARCHS, help="the network that the source holds")
     add("--out", default="checkpoints", metavar="DIR", help="where to emit (default: %(default)s)")
     add("--keep-background", action="store_true", help="keep class 0 (background) of a 1001-class classifier")

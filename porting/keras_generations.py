@@ -6,6 +6,7 @@ them in layer order, and `.weights.h5` files count each class in layer order.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 
@@ -15,6 +16,8 @@ from porting.rules import KerasClass, KerasLayer
 from porting.sources.base import TensorSpec
 
 Specs = Mapping[str, TensorSpec]
+_AUTOMATIC = re.compile(r"batch_normalization(_\d+)?")
+
 LegacyIndex = dict[tuple[str, str], dict[str, str]]
 
 BATCH_NORM_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -69,6 +72,9 @@ def by_layer_names(specs: Specs) -> dict[str, str]:
     flat = group == rules.KERAS_INPUT
     layers = {name: leaves for (top, name), leaves in legacy_index(specs).items() if flat or top == group}
     automatic = [(name, leaves) for name, leaves in layers.items() if not name.startswith("block")]
+    if all(_AUTOMATIC.fullmatch(name) for name, leaves in automatic if "moving_mean" in leaves):
+        # Automatic names count in creation order; TensorFlow's containers list them in another.
+        automatic.sort(key=lambda item: [int(number) for number in re.findall(r"_(\d+)$", item[0])])
     convs = [name for name, leaves in automatic if "kernel" in leaves and len(specs[leaves["kernel"]].shape) == 4]
     norms = [name for name, leaves in automatic if "moving_mean" in leaves]
     stored = {}

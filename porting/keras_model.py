@@ -14,8 +14,6 @@ from porting import rules
 from porting.errors import Defect, ErrorKind, PortingError, unsupported
 from porting.keras_graph import Graph, Layer
 
-BATCH_NORM_EPSILON = 1e-3  # Keras's default, and what keras.applications' Xception uses
-
 # Layers that pass their input on unchanged at inference.
 _IDENTITIES = frozenset(
     {"InputLayer", "Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout"}
@@ -124,9 +122,9 @@ def _check_settings(file: object, graph: Graph, layers: Mapping[str, str]) -> No
     for path in layers.values():
         layer = graph[path]
         if layer.kind == "BatchNormalization":
-            epsilon = layer.config.get("epsilon", BATCH_NORM_EPSILON)
-            if epsilon != BATCH_NORM_EPSILON:
-                defects.append(Defect(path, f"epsilon {epsilon}", f"epsilon {BATCH_NORM_EPSILON}"))
+            epsilon = layer.config.get("epsilon", rules.BATCH_NORM_EPSILON)
+            if epsilon != rules.BATCH_NORM_EPSILON:
+                defects.append(Defect(path, f"epsilon {epsilon}", f"epsilon {rules.BATCH_NORM_EPSILON}"))
         if layer.config.get("data_format") == "channels_first":
             defects.append(Defect(path, "channels_first", "channels_last"))
     if defects:

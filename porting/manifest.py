@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from porting.errors import ErrorKind, PortingError
+from porting.origins import UNKNOWN
 
 SCHEMA_VERSION = 1
 VERIFIED, UNVERIFIED = "verified", "unverified"
-UNKNOWN = "unknown"
 
 Manifest = dict[str, Any]
 

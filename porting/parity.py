@@ -134,7 +134,7 @@ def chained(
         bound: see FLOAT64_BOUND.
         step: called after each comparison.
     """
-    points = [*table.trace, table.pooled, *([table.logits] if table.logits else [])]
+    points = table.points
     incoming = _Incoming(reference)
     results: list[LayerResult] = []
     output: list[Activation] = []

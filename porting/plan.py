@@ -82,6 +82,11 @@ class Plan:
     def arch(self) -> str:
         return self.table.arch
 
+    @property
+    def skipped(self) -> int:
+        """Leading outputs of the source's classifier that the port leaves out."""
+        return self.table.rules[-1].skip if self.table.logits else 0
+
 
 def build_plan(contents: Contents, arch: str, options: Options) -> Plan:
     """A plan that gives every parameter one variable and every variable one parameter or a reason.
@@ -196,7 +201,9 @@ def _explained(contents: Contents, table: Table, options: Options, mapped: set[s
         elif _is_shadow(name) and variable in known:
             yield Unread(name, "ExponentialMovingAverage shadow; the plain variable is ported")
         elif name in contents.outside and options.backbone_only:
-            yield Unread(contents.own(name), "outside the backbone, left out by --backbone-only")
+            yield Unread(
+                contents.own(name), f"outside the backbone ({contents.outside[name]}), left out by --backbone-only"
+            )
         elif options.ema and f"{name}/{rules.SHADOW}" in mapped:
             yield Unread(name, "--ema takes its ExponentialMovingAverage shadow")
 

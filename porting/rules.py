@@ -111,6 +111,11 @@ class Table:
     logits: TracePoint | None
     head: tuple[str, str]
 
+    @property
+    def points(self) -> tuple[TracePoint, ...]:
+        """Every activation to compare, the output last."""
+        return (*self.trace, self.pooled, *([self.logits] if self.logits else []))
+
 
 @dataclass(frozen=True)
 class Head:
@@ -125,6 +130,7 @@ ALIGNED_SCOPES = {"xception41": "xception_41", "xception65": "xception_65", "xce
 ARCHS = (KERAS_ARCH, *ALIGNED_SCOPES)
 BACKGROUND_CLASSES = 1001  # ImageNet's 1000 after a background class, as TF-Slim trained them
 FEATURES = 2048
+BATCH_NORM_EPSILON = 1e-3  # both TF-Slim's networks and Keras's are built with it
 
 # (block's three widths, stride of the last depthwise) of the entry flow; the rest is common to all three.
 _ENTRY = {

@@ -33,11 +33,12 @@ class ReferenceSource:
     """What the reference must load, described so that it reads the file with TensorFlow's own readers.
 
     Attributes:
-        kind: "checkpoint" (an aligned network from a TensorFlow checkpoint) or "keras".
-        path: the checkpoint's prefix, or the Keras file.
+        kind: "checkpoint" or "graph" (an aligned network from a TensorFlow checkpoint or frozen graph), "keras" (a
+            Keras file), or "layers" (a Keras network in a TensorFlow checkpoint, its variables under layer names).
+        path: the checkpoint's prefix, or the file.
         arch: name of the network.
         classes: outputs stored in the file; 0 where the classifier is left out.
-        variables: TensorFlow names that are stored under other names.
+        variables: names of the vocabulary to what TensorFlow's reader calls them, where they differ.
         container: the source's container (Keras).
         has_graph: whether the file holds the user's model, not weights alone (Keras).
         layers: the vocabulary's layer names to paths in the user's model (Keras).

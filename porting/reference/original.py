@@ -14,6 +14,7 @@ from porting.reference.tensorflow_import import keras, tf
 Model = Any
 Tensor = Any
 Emit = Callable[[str, Tensor], None]
+Variable = Callable[[str], Any]
 
 
 class KerasXception:
@@ -22,15 +23,17 @@ class KerasXception:
     Args:
         source: as `porting.reference.client.ReferenceSource` describes it.
         dtype: "float64" or "float32".
+        variable: gives values by name, where the source is not a file that Keras loads.
     """
 
-    def __init__(self, source: Mapping[str, Any], dtype: str) -> None:
-        if source["has_graph"]:
+    def __init__(self, source: Mapping[str, Any], dtype: str, variable: Variable | None = None) -> None:
+        layers: dict[str, str] = source["layers"]
+        if variable:
+            model = _filled(source, variable)
+        elif source["has_graph"]:
             model = _load_model(source)
-            layers: dict[str, str] = source["layers"]
         else:
             model = _load_weights(source)
-            layers = {}
         backbone, names = _backbone(model, layers)
         self.dtype = dtype
         self.names = names  # layer of the backbone to the vocabulary's name
@@ -97,11 +100,25 @@ def _load_weights(source: Mapping[str, Any]) -> Model:
         result = keras.Model(backbone.input, flat)
         result.get_layer("predictions").set_weights(model.get_layer("predictions").get_weights())
         return result
-    model = keras.applications.Xception(
-        weights=None, include_top=has_head, classes=source["classes"] or 1000, classifier_activation=None
-    )
+    model = _application(source)
     with _named(source) as path:
         model.load_weights(_lifted(path, source["store"]) if nested else path)
+    return model
+
+
+def _application(source: Mapping[str, Any]) -> Model:
+    """keras.applications' Xception, with a classifier where the source has one."""
+    return keras.applications.Xception(
+        weights=None, include_top=source["classes"] > 0, classes=source["classes"] or 1000, classifier_activation=None
+    )
+
+
+def _filled(source: Mapping[str, Any], variable: Variable) -> Model:
+    """keras.applications' Xception with values by layer name."""
+    model = _application(source)
+    names = fresh_names(model)
+    for layer in model.layers:
+        layer.set_weights([variable(f"{names[layer.name]}/{weight.name}") for weight in layer.weights])
     return model
 
 

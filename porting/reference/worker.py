@@ -67,16 +67,29 @@ class Worker:
             if dtype not in self.models:
                 self.models[dtype] = KerasXception(self.source, dtype)
             return self.models[dtype]  # type: ignore[no-any-return]
+        variable = _variables(self.source)
+        if self.source["kind"] == "layers":
+            from porting.reference.original import KerasXception
+
+            if dtype not in self.models:
+                self.models[dtype] = KerasXception(self.source, dtype, variable)
+            return self.models[dtype]  # type: ignore[no-any-return]
         from porting.reference.aligned import AlignedXception
-        from porting.reference.tensorflow_import import tf
-
-        reader = tf.train.load_checkpoint(self.source["path"])
-        names: Mapping[str, str] = self.source["variables"]  # only what differs: shadows, container keys
-
-        def variable(name: str) -> Any:
-            return reader.get_tensor(names.get(name, name))
 
         return AlignedXception(self.source["arch"], variable, dtype, output_stride, self.source["classes"] > 0)
+
+
+def _variables(source: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Values by the vocabulary's names, read by TensorFlow's own readers."""
+    from porting.reference.tensorflow_import import tf
+
+    names: Mapping[str, str] = source["variables"]
+    if source["kind"] == "graph":
+        graph = tf.compat.v1.GraphDef.FromString(Path(source["path"]).read_bytes())
+        constants = {node.name: node for node in graph.node if node.op == "Const"}
+        return lambda name: tf.make_ndarray(constants[names.get(name, name)].attr["value"].tensor)
+    reader = tf.train.load_checkpoint(source["path"])
+    return lambda name: reader.get_tensor(names.get(name, name))
 
 
 def serve(requests: BinaryIO, out: BinaryIO) -> None:

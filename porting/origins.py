@@ -1,0 +1,90 @@
+"""Where `--src` leads: a path, a URL, a network's published file, or a synthetic source that is written on the spot."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from porting.errors import ErrorKind, PortingError
+
+if TYPE_CHECKING:
+    from porting.reference import Reference
+
+SYNTHETIC, OFFICIAL = "synthetic", "official"
+UNKNOWN = "unknown"
+
+
+class Progress(Protocol):
+    """What a caller is told while a port runs."""
+
+    def start(self, stage: str, total: int) -> None: ...
+
+    def step(self) -> None: ...
+
+
+class Quiet:
+    """Progress that nobody watches."""
+
+    def start(self, stage: str, total: int) -> None: ...
+
+    def step(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A source on disk, and what is known of where it came from.
+
+    Attributes:
+        path: what to open.
+        name: for manifests and summaries.
+        synthetic: whether its weights are random.
+        licence, upstream: as published, or "unknown".
+        reference: TensorFlow's process, where it runs already.
+    """
+
+    path: Path
+    name: str
+    synthetic: bool = False
+    licence: str = UNKNOWN
+    upstream: str = UNKNOWN
+    reference: Reference | None = None
+
+
+def find(src: str | Path, arch: str, stack: ExitStack, progress: Progress) -> Origin:
+    """Resolve what a user names to something on disk, fetching or writing it where that is asked for.
+
+    Args:
+        src: a path, an http(s) URL, "official", or "synthetic[:SEED]".
+        stack: what a synthetic source needs ends with it.
+
+    Raises:
+        PortingError: as `porting.sources.download.fetch` says; or a seed that is no number.
+    """
+    text = str(src)
+    if text == OFFICIAL:
+        from porting.sources.download import fetch, official
+
+        published = official(arch)
+        return Origin(fetch(published), published.url, licence=published.licence, upstream=published.upstream)
+    if text.startswith(("http://", "https://")):
+        from porting.sources.download import fetch
+
+        return Origin(fetch(text), text, upstream=text)
+    kind, _, seed = text.partition(":")
+    if kind != SYNTHETIC:
+        return Origin(Path(src), Path(src).name)
+    if seed and not seed.isdecimal():
+        raise PortingError(
+            ErrorKind.MISSING, src, [f"the seed is a whole number, found {seed!r}"], "Give synthetic, or synthetic:7."
+        )
+    from porting.reference import Reference
+
+    reference = stack.enter_context(Reference(src))
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="porting-synthetic-"))
+    progress.start("TensorFlow writes a synthetic source", 1)
+    path = reference.synthesize(arch, int(seed or 0), Path(folder))
+    progress.step()
+    return Origin(path, text, synthetic=True, reference=reference)
