@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from porting.errors import corrupt, unsupported
 
-MAX_MEMBERS = 100_000
+MAX_MEMBERS = 10_000  # a hundred times what a published checkpoint has
 MAX_TOTAL_BYTES = 16 << 30  # ten times the largest published Xception archive, unpacked
 # Deflate reaches 1032 to 1 on zeros, and weights hardly compress. Small members may do as they like.
 MAX_RATIO, RATIO_FLOOR = 200, 1 << 20

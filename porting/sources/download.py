@@ -108,12 +108,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _download(wanted: OfficialSource, place: _Place, retry: Retry, progress: bool | None) -> None:
-    done = transfer(Transfer(wanted.url, place.part, wanted.bytes), retry, progress)
+    # A process that was killed between the last byte and the renaming left all of it.
+    complete = wanted.bytes is not None and place.part.exists() and place.part.stat().st_size == wanted.bytes
+    resumed = complete or transfer(Transfer(wanted.url, place.part, wanted.bytes), retry, progress)
     try:
         _check(place.part, wanted, place.digest, by_hand(wanted.url), shown=wanted.url)
     except PortingError:
         place.part.unlink()
-        if not done.resumed:
+        if not resumed:
             raise
         # The two halves may be of two versions of the file: once more, whole.
         transfer(Transfer(wanted.url, place.part, wanted.bytes), retry, progress)

@@ -69,19 +69,16 @@ def _limit(seconds: float) -> None:
 
 
 def _confine(highest_fd: int) -> None:
-    """No file beyond the one that is open, no core file, and a bounded amount of memory."""
+    """A bounded amount of memory, no core file, no writing, and no file numbered above `highest_fd`."""
+    # Where the system does not say how large the process is (not Linux), the other limits remain.
+    with contextlib.suppress(OSError), Path("/proc/self/statm").open(encoding="utf-8") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        soft = now + MAX_EXTRA_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    soft_files = highest_fd + 1
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    try:
-        with Path("/proc/self/statm").open(encoding="utf-8") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:  # not Linux: the time limits and the parent's checks remain
-        return
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    soft = now + MAX_EXTRA_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest_fd + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def _answer(out: BinaryIO, message: dict[str, Any]) -> None:
@@ -95,7 +92,8 @@ def _refusal(error: Exception, subject: str = "") -> dict[str, Any]:
         kind, subject, found = error.args
         return {"error": kind, "subject": subject, "found": found}
     if isinstance(error, MemoryError):
-        return {"error": "corrupt", "subject": subject, "found": f"HDF5 needs more than {MAX_EXTRA_MEMORY} bytes"}
+        found = f"HDF5 needs more than {MAX_EXTRA_MEMORY} bytes of memory for it"
+        return {"error": "unsupported", "subject": subject, "found": found}
     text = " ".join(str(error).split())[:200] or type(error).__name__
     return {"error": "corrupt", "subject": subject, "found": f"HDF5 cannot read it: {text}"}
 

@@ -108,7 +108,7 @@ class Hdf5Process:
 
     def _send(self, path: Path, request: dict[str, Any], seconds: float) -> None:
         if self._child is None:
-            command = [sys.executable, "-I", "-c", _START, json.dumps(sys.path)]
+            command = [sys.executable, "-I", "-c", _START, json.dumps([str(path) for path in sys.path])]
             self._child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
             )

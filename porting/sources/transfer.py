@@ -58,13 +58,6 @@ class Transfer:
     size: int | None
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a transfer went."""
-
-    resumed: bool
-
-
 class _FailedError(Exception):
     """An attempt failed in a way that may pass."""
 
@@ -115,8 +108,10 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def transfer(wanted: Transfer, retry: Retry, progress: bool | None) -> Done:
+def transfer(wanted: Transfer, retry: Retry, progress: bool | None) -> bool:
     """Bring all of `wanted.url` into `wanted.part`, which keeps what has come if this fails or is interrupted.
+
+    Returns whether it was put together from more than one answer.
 
     Raises:
         PortingError: missing, corrupt (cut short, too long), or unsupported (a redirect elsewhere, a web page).
@@ -134,7 +129,7 @@ def transfer(wanted: Transfer, retry: Retry, progress: bool | None) -> Done:
             before = _size(wanted.part)
             try:
                 resumed |= _attempt(wanted, opener, retry.timeout, bar)
-                return Done(resumed)
+                return resumed
             except (_FailedError, *_LINE_FAULTS) as error:
                 came = _size(wanted.part) - before
                 failures = 1 if came >= _PROGRESS_BYTES else failures + 1

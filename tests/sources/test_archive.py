@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from porting.errors import ErrorKind, PortingError
-from porting.sources import archive_members, open_source
+from porting.sources import archive_members, open_source, tar_stream, zip_directory
 from porting.sources.archive import UnpackedSource, open_tar
 from porting.sources.keras_h5 import KerasSource
 from tests.sources import wire
@@ -271,6 +271,17 @@ def test_two_members_of_one_name(tmp_path: Path) -> None:
     assert refusal(path) == f"{path}: corrupt: a: two members of this name\n{DISTRUST}"
     path.write_bytes(gzip.compress(member * 2 + b"\0" * 1024))
     assert refusal(path) == f"{path}: corrupt: a: a file and a folder, or two files, of one name\n{DISTRUST}"
+
+
+def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    files = {str(number): b"" for number in range(11)}
+    monkeypatch.setattr(zip_directory, "MAX_MEMBERS", 10)
+    monkeypatch.setattr(tar_stream, "MAX_MEMBERS", 10)
+    write_zip(path, files)
+    assert refusal(path) == f"{path}: unsupported: zip: 11 members; at most 10 are read"
+    write_tar(path, files)
+    assert refusal(path) == f"{path}: unsupported: tar: more than 10 members"
 
 
 def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:

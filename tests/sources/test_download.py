@@ -195,6 +195,16 @@ def test_two_halves_of_different_files_are_noticed(tmp_path: Path, server: Serve
     assert left(tmp_path) == ["model.h5"]
 
 
+@pytest.mark.parametrize("right", (True, False))
+def test_killed_before_the_last_step(tmp_path: Path, server: Server, right: bool) -> None:
+    path = fetch(entry(server), cache=tmp_path)
+    path.rename(path.with_name("model.h5.part"))
+    if not right:
+        path.with_name("model.h5.part").write_bytes(b"x" + CONTENT[1:])
+    assert fetch(entry(server), cache=tmp_path).read_bytes() == CONTENT
+    assert len(server.asked) == (1 if right else 2)
+
+
 def test_a_part_longer_than_the_file(tmp_path: Path, server: Server) -> None:
     server.cuts = [500_000, 0, 0, 0]
     refusal(entry(server, None, None), tmp_path)

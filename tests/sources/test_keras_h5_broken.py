@@ -313,6 +313,18 @@ def test_damaged_compressed_data(tmp_path: Path, process: Hdf5Process) -> None:
     assert str(caught.value).startswith(f"{path}: corrupt: a/w: HDF5 cannot read it: ")
 
 
+def test_a_tensor_that_takes_too_much_memory(tmp_path: Path, process: Hdf5Process) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("vars/0", (1, 48 << 20), "float32", chunks=(1, 4 << 20), compression="gzip")
+        for start in range(0, 48 << 20, 4 << 20):  # 192 MiB in one row
+            dataset[0, start : start + (4 << 20)] = 0
+    assert path.stat().st_size < 1 << 20
+    with open_h5(path, process) as source, pytest.raises(PortingError) as caught:
+        source.read("vars/0")
+    assert str(caught.value) == (f"{path}: unsupported: vars/0: HDF5 needs more than 167772160 bytes of memory for it")
+
+
 def child_that(does: str) -> str:
     return (
         "import json, os, signal, sys\n"
@@ -367,6 +379,19 @@ def test_a_child_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
         open_h5(path)
     expected = 'missing: the process that reads HDF5 did not start\nCheck that h5py works: python -c "import h5py"'
     assert str(caught.value) == f"{path}: {expected}"
+
+
+def test_what_a_child_may_use(tmp_path: Path, process: Hdf5Process) -> None:
+    (tmp_path / "a.h5").write_bytes(plain())
+    open_h5(tmp_path / "a.h5", process).close()
+    child = process._child
+    assert child is not None
+    lines = Path(f"/proc/{child.pid}/limits").read_text().splitlines()
+    limits = {line[:26].strip(): line[26:].split()[0] for line in lines}
+    held = sorted(int(fd.name) for fd in Path(f"/proc/{child.pid}/fd").iterdir())
+    assert int(limits["Max open files"]) == held[-1] + 1  # the user's file is the last that it could open
+    assert limits["Max file size"] == limits["Max core file size"] == "0"
+    assert 100 << 20 < int(limits["Max address space"]) < 2 << 30
 
 
 def test_no_child_is_left(tmp_path: Path) -> None:
