@@ -57,7 +57,7 @@ def read_graph(file: object, model: Mapping[str, Any]) -> Graph:
     Raises:
         PortingError: corrupt (not the structure Keras writes) or unsupported (not a Functional or Sequential model).
     """
-    if model.get("class_name") not in MODELS:
+    if str(model.get("class_name")) not in MODELS:
         raise unsupported(
             file,
             "model configuration",
@@ -102,6 +102,8 @@ def _open_model(
             raise ValueError(f"two layers are called {name}")
         if kind in MODELS:
             outputs[name] = _open_model(graph, item, f"{path}{name}/", f"{own_store}/", inputs, depth + 1)
+        elif not isinstance(settings, Mapping):
+            raise ValueError(f"the configuration of {name} is no mapping")
         else:
             graph[f"{path}{name}"] = Layer(f"{path}{name}", kind, settings, inputs, own_store)
             outputs[name] = [f"{path}{name}"]
