@@ -23,7 +23,7 @@ from porting.sources.protobuf import WireError, varint
 from porting.sources.tensorflow_types import as_array, check_readable
 
 _OPEN_SHARDS = 64  # descriptors kept at once
-_PIECE = 1 << 21  # bytes read before they are summed, so that the sum finds them in the cache
+_PIECE = 1 << 19  # bytes read before they are summed, so that the sum finds them in the cache
 
 
 class BundleSource(TensorSource):
@@ -55,6 +55,7 @@ class BundleSource(TensorSource):
         self._stored_names: Mapping[str, str] = {}  # by the names in `specs`, where they differ
         self._fds: dict[int, tuple[int, int]] = {}  # shard: descriptor, bytes in the file
         self._buffer = np.empty(0, np.uint8)
+        self._view = memoryview(b"")
 
     def rename(self, names: Mapping[str, str]) -> None:
         """List tensors under other names, in the order of `names` (the new by the old); the rest are left out."""
@@ -108,7 +109,8 @@ class BundleSource(TensorSource):
         check_readable(entry.spec, self.path)
         if entry.slices:
             return self._assembled(entry, name)
-        return as_array(self._raw(entry, name), entry.spec, self.path)
+        self._fill(entry, name)
+        return as_array(self._buffer, entry.spec, self.path)
 
     def _assembled(self, entry: Entry, name: str) -> npt.NDArray[Any]:
         """A partitioned variable, whole."""
@@ -116,7 +118,8 @@ class BundleSource(TensorSource):
             self._shard(piece, name)
         whole: npt.NDArray[Any] | None = None
         for part, piece in entry.slices:
-            values = as_array(self._raw(piece, name), piece.spec, self.path)
+            self._fill(piece, name)
+            values = as_array(self._buffer, piece.spec, self.path)
             if whole is None:
                 whole = np.empty(entry.spec.shape, values.dtype)
             whole[part.index] = values
@@ -134,7 +137,8 @@ class BundleSource(TensorSource):
             raise unsupported(self.path, name, f"a tensor of type {entry.spec.dtype}, not string")
         # Lengths as varints, a masked crc of them (as fixed integers), then the bytes; the entry's crc covers the
         # fixed-size lengths, their crc and the bytes (tensor_bundle.cc, ReadStringTensor).
-        data = self._bytes(entry, name)[0].tobytes()
+        self._fill_unchecked(entry, name)
+        data = self._view[: entry.size].tobytes()
         try:
             lengths, at = [], 0
             if entry.spec.size > entry.size:
@@ -192,30 +196,30 @@ class BundleSource(TensorSource):
             f"bytes {entry.offset} to {entry.offset + entry.size}",
         )  # fmt: skip
 
-    def _bytes(self, entry: Entry, name: str) -> tuple[npt.NDArray[np.uint8], int]:
-        """An entry's bytes, in the buffer, and their crc32c."""
-        fd = self._shard(entry, name)
-        size, offset = entry.size, entry.offset
-        if size > self._buffer.size:
-            self._buffer = np.empty(0, np.uint8)  # let the old one go first
-            self._buffer = np.empty(size, np.uint8)
-        raw = self._buffer[:size]
-        view = raw.data
-        crc = 0
-        for start in range(0, size, _PIECE):
-            piece = view[start : start + _PIECE]
-            got = read_exactly(fd, piece, offset + start)
-            if got != len(piece):
-                raise self._cut_off(entry, name, offset + start + got)
-            crc = crc32c(piece, crc)
-        return raw, crc
-
-    def _raw(self, entry: Entry, name: str) -> npt.NDArray[np.uint8]:
-        """An entry's bytes, in the buffer, checked against its crc32c."""
-        raw, crc = self._bytes(entry, name)
+    def _fill(self, entry: Entry, name: str) -> None:
+        """Put an entry's bytes at the start of the buffer, checked against its crc32c."""
+        crc = self._fill_unchecked(entry, name)
         if crc != entry.crc:
             raise self._wrong_crc(crc, entry, name)
-        return raw
+
+    def _fill_unchecked(self, entry: Entry, name: str) -> int:
+        """Put an entry's bytes at the start of the buffer; returns their crc32c."""
+        fd = self._shard(entry, name)
+        size, offset = entry.size, entry.offset
+        if size > len(self._view):
+            self._view = memoryview(b"")
+            self._buffer = np.empty(0, np.uint8)  # let the old one go first
+            self._buffer = np.empty(size, np.uint8)
+            self._view = self._buffer.data
+        crc = done = 0
+        while done < size:
+            piece = self._view[done : min(done + _PIECE, size)]
+            got = read_exactly(fd, piece, offset + done)
+            if got != len(piece):
+                raise self._cut_off(entry, name, offset + done + got)
+            crc = crc32c(piece, crc)
+            done += got
+        return crc
 
     def _wrong_crc(self, crc: int, entry: Entry, name: str) -> PortingError:
         return corrupt(

@@ -79,18 +79,15 @@ def read_index(path: Path) -> Index:
                 continue
             if not index.shards:
                 raise corrupt(path, "header", "nothing", "a BundleHeaderProto under the empty key")
+            name = repr(key)
             try:
-                name = repr(key) if key[0] == 0 else text(key)
-            except WireError as error:
-                raise corrupt(path, repr(key), str(error)) from None
-            try:
-                entry = _read_entry(index, name, value)
+                if key[0] == 0:
+                    index.pieces[key] = _read_entry(index, name, value)
+                else:
+                    name = text(key)
+                    index.entries[name] = _read_entry(index, name, value)
             except WireError as error:
                 raise corrupt(path, name, str(error)) from None
-            if key[0] == 0:
-                index.pieces[key] = entry
-            else:
-                index.entries[name] = entry
     finally:
         table.close()
     if not index.shards:

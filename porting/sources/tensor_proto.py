@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from porting.errors import corrupt, unsupported
-from porting.sources.base import TensorSpec, widen_bfloat16
+from porting.sources.base import TensorSpec
 from porting.sources.protobuf import (
     BYTES,
     PACKED_FIXED32,
@@ -25,7 +25,7 @@ from porting.sources.protobuf import (
     WireError,
     parse,
 )
-from porting.sources.tensorflow_types import as_array, check_readable, dtype_name, parse_shape
+from porting.sources.tensorflow_types import STORED, as_array, check_readable, dtype_name, parse_shape
 
 _DTYPE, _SHAPE, _CONTENT = 1, 2, 4
 _KNOWN = {
@@ -88,8 +88,7 @@ def tensor_values(tensor: Message, spec: TensorSpec, path: Path, *, repeat: bool
         raise corrupt(path, spec.name, str(error)) from None
     if spec.dtype.startswith("complex") and len(flat) % 2:
         raise corrupt(path, spec.name, f"{len(flat)} halves of complex numbers", "an even count")
-    stored = {"float16": np.dtype("<f2"), "bool": np.dtype(bool), "bfloat16": np.dtype("<u2")}
-    flat = flat.view(stored.get(spec.dtype, np.dtype(spec.dtype)))
+    flat = flat.view(STORED[spec.dtype])
     if len(flat) != spec.size:
         if not repeat or len(flat) > spec.size:
             raise corrupt(path, spec.name, f"{len(flat)} values", f"{spec.size}, for shape {list(spec.shape)}")
@@ -97,8 +96,7 @@ def tensor_values(tensor: Message, spec: TensorSpec, path: Path, *, repeat: bool
             raise unsupported(path, spec.name, f"{len(flat)} values repeated to {spec.nbytes} bytes, over 64 MiB")
         last = flat[-1] if len(flat) else flat.dtype.type(0)
         flat = np.concatenate([flat, np.full(spec.size - len(flat), last, flat.dtype)])
-    values: npt.NDArray[Any] = widen_bfloat16(flat) if spec.dtype == "bfloat16" else flat
-    return values.reshape(spec.shape)
+    return as_array(flat.view(np.uint8), spec, path)
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]], dtype: str) -> npt.NDArray[Any]:

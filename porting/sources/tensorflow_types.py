@@ -27,7 +27,9 @@ DTYPE_NAMES = {
     29: "int4", 30: "uint4", 31: "int2", 32: "uint2",
 }  # fmt: skip
 
-_LITTLE_ENDIAN = {name: np.dtype(name).newbyteorder("<") for name in ITEM_SIZE if name != "bfloat16"}
+# How the bytes of each type are first seen; bool and bfloat16 take another step.
+STORED: dict[str, np.dtype[Any]] = {name: np.dtype(name).newbyteorder("<") for name in ITEM_SIZE if name != "bfloat16"}
+STORED |= {"bool": np.dtype(np.uint8), "bfloat16": np.dtype("<u2")}
 
 MAX_RANK = 254  # tensor_shape.h, TensorShapeRep::MaxDimensions
 MAX_ELEMENTS = 1 << 62  # far above any file; keeps products of dimensions out of big integers
@@ -133,16 +135,20 @@ def check_tiling(slices: Sequence[Slice], shape: Sequence[int]) -> None:
 
 
 def as_array(raw: npt.NDArray[np.uint8], spec: TensorSpec, path: Path) -> npt.NDArray[Any]:
-    """Little-endian bytes as an array of the spec's type and shape; a view, except of bfloat16, which is widened.
+    """The little-endian bytes that `raw` begins with, as an array of the spec's type and shape.
+
+    It is a view, except of bfloat16, which is widened.
 
     Raises:
-        PortingError: unsupported (a type of no plain NumPy form), corrupt (a bool that is neither 0 nor 1).
+        PortingError: corrupt (a bool that is neither 0 nor 1).
     """
+    values: npt.NDArray[Any] = np.ndarray(spec.shape, STORED[spec.dtype], raw.data)
     if spec.dtype == "bfloat16":
-        return widen_bfloat16(raw.view("<u2")).reshape(spec.shape)
-    if spec.dtype == "bool" and raw.size and int(raw.max()) > 1:
-        raise corrupt(path, spec.name, f"a bool of value {int(raw.max())}", "0 or 1")
-    values: npt.NDArray[Any] = raw.view(_LITTLE_ENDIAN[spec.dtype]).reshape(spec.shape)
+        return widen_bfloat16(values)
+    if spec.dtype == "bool":
+        if values.size and int(values.max()) > 1:
+            raise corrupt(path, spec.name, f"a bool of value {int(values.max())}", "0 or 1")
+        return values.view(np.bool_)
     return values
 
 

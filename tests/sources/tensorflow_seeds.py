@@ -94,6 +94,8 @@ def _frozen(folder: Path) -> list[Path]:
         wire.const_node("net/weights", wire.tensor(1, (2, 12), raw)),
         wire.const_node("net/splat", wire.tensor(1, (3, 3), wire.message(5, struct.pack("<f", 0.5)))),
         wire.const_node("net/half", wire.tensor(19, (3,), wire.message(13, b"\x80\x78\x01\x02"))),
+        wire.const_node("net/bfloat16", wire.tensor(14, (2,), wire.message(13, b"\x80\x7f\x01"))),
+        wire.const_node("net/flag", wire.tensor(10, (2,), wire.message(11, b"\x01"))),
         wire.const_node("net/step", wire.tensor(9, (), wire.integer(10, 7))),
         wire.const_node("net/name", wire.tensor(7, (), wire.message(8, "x"))),
         wire.message(1, "net/weights/read") + wire.message(2, "Identity") + wire.message(3, "net/weights"),

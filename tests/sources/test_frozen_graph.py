@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,18 @@ def test_constants_written_as_lists(tf: Any, tmp_path: Path) -> None:
             theirs = theirs.astype(np.float32) if name.startswith("bfloat16") else theirs
             assert ours.dtype == theirs.dtype
             assert ours.tobytes() == theirs.tobytes(), name
+
+
+def test_bfloat16_without_tensorflow(tmp_path: Path) -> None:
+    """NumPy alone knows no bfloat16; where TensorFlow has been imported it does, so this runs in another process."""
+    listed = wire.const_node("listed", wire.tensor(14, (2,), wire.message(13, b"\x80\x7f\x80\x81\x01")))
+    raw = wire.const_node("raw", wire.tensor(14, (2,), wire.message(4, b"\x80\x3f\x80\x40")))
+    path = tmp_path / "graph.pb"
+    path.write_bytes(wire.message(1, listed) + wire.message(1, raw))
+    code = f"from porting.sources import open_source; s = open_source({str(path)!r}); " + (
+        "import sys; sys.exit([s.read(n).tolist() for n in s.specs] != [[1.0, 4.0]] * 2)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_values_that_are_not_packed(tmp_path: Path) -> None:
