@@ -185,7 +185,9 @@ def _activation(layer: Layer) -> str:
     if layer.kind == "Softmax":
         return "softmax"
     value = layer.config.get("activation", "linear")
-    name = value.get("class_name", "unknown") if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):  # a function of the user's own, or an activation layer
+        value = value.get("config") if value.get("class_name") == "function" else value.get("class_name", "unknown")
+    name = str(value)
     return "" if name == "linear" else name
 
 
