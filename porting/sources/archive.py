@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from porting.errors import Defect, PortingError, unsupported
-from porting.sources.archive_members import Member
+from porting.errors import Defect, PortingError, corrupt, unsupported
+from porting.sources.archive_members import DISTRUST, Member
 from porting.sources.base import TensorSource, open_file
 from porting.sources.container_choice import choose_container, is_hdf5_alone
 from porting.sources.hdf5_process import Hdf5Process, Window
@@ -50,6 +50,11 @@ class UnpackedSource(TensorSource):
             chosen = choose_container(path, folder.path)
             self.member = chosen.relative_to(folder.path).as_posix()
             self.inner = open_source(chosen)
+        root = folder.path.resolve()
+        # A `checkpoint` file may name any path.
+        if any(not file.resolve().is_relative_to(root) for file in self.inner.files()):
+            self.inner.close()
+            raise corrupt(path, self.member, "a checkpoint that lies outside the archive", remedy=DISTRUST)
         self.container = self.inner.container
         self.specs = self.inner.specs
         self.model_config = self.inner.model_config

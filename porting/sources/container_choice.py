@@ -42,8 +42,9 @@ def choose_container(archive: Path, folder: Path) -> Path:
             continue
         names += [(here / name).relative_to(folder).as_posix() for name in plain]
         kinds = {name: _kind(here / name) for name in plain}
-        if any(kind == _CHECKPOINT and name.endswith(".index") for name, kind in kinds.items()):
-            found.setdefault(_CHECKPOINT, []).append(here)
+        tables = [name for name, kind in kinds.items() if kind == _CHECKPOINT]
+        if len(tables) > 1 or any(name.endswith(".index") for name in tables):
+            found.setdefault(_CHECKPOINT, []).append(here)  # the folder's own file says which is the newest
             continue
         for name, kind in kinds.items():
             if isinstance(kind, int):

@@ -24,8 +24,8 @@ from porting.errors import Defect, ErrorKind, PortingError, corrupt
 
 # Processor time for a walk. It takes about 0.15 ms for each object, and an object takes at least some 800 bytes of the
 # file, so this is six times what a file of nothing but objects needs.
-OPEN_SECONDS, OPEN_BYTES_A_SECOND, OPEN_SECONDS_MOST = 0.25, 1e6, 20.0
-READ_SECONDS, READ_BYTES_A_SECOND = 0.25, 20e6
+OPEN_SECONDS, OPEN_BYTES_A_SECOND, OPEN_SECONDS_MOST = 0.2, 1e6, 20.0
+READ_SECONDS, READ_BYTES_A_SECOND = 0.2, 20e6
 # Without an answer for this long, the child waits for something that will not come (a dead disk, a stuck driver).
 SILENCE_SECONDS = 60.0
 MAX_ANSWER_BYTES = 128 << 20

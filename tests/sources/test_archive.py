@@ -23,6 +23,7 @@ from porting.sources import archive_members, open_source, tar_stream, zip_direct
 from porting.sources.archive import UnpackedSource, open_tar
 from porting.sources.keras_h5 import KerasSource
 from tests.sources import wire
+from tests.sources.conftest import Written
 from tests.sources.keras_files import keras_zip, weights_h5
 
 DISTRUST = "Do not trust this archive; fetch it from its publisher."
@@ -153,6 +154,43 @@ def test_what_is_inside_decides(tmp_path: Path, checkpoint: Files, h5: bytes, ki
             source.verify_files()
         assert str(caught.value).startswith(f"{path}: xception/model.ckpt")
         assert "scratch" not in str(caught.value)
+
+
+@pytest.mark.parametrize("relative", (True, False))
+def test_a_checkpoint_file_that_leads_outside(tmp_path: Path, scratch: Path, checkpoint: Files, relative: bool) -> None:
+    outside = tmp_path / "made" / "other.ckpt"
+    wire.small_bundle({"secret": VALUES}).write(outside)
+    target = f"../../../made/{outside.name}" if relative else str(outside)
+    path = tmp_path / "a.tar.gz"
+    write_tar(path, {**checkpoint, "xception/checkpoint": f'model_checkpoint_path: "{target}"'.encode()}, "w:gz")
+    assert refusal(path) == f"{path}: corrupt: xception: a checkpoint that lies outside the archive\n{DISTRUST}"
+
+
+def test_older_checkpoints_in_archives(tmp_path: Path) -> None:
+    content = wire.v1_checkpoint({"net/weights": VALUES})
+    write_tar(tmp_path / "a.tar.gz", {"a/model.ckpt": content, "a/README": b"words"}, "w:gz")
+    with open_source(tmp_path / "a.tar.gz") as source:
+        assert source.container == "tf-checkpoint-v1"
+        assert source.read("net/weights").tolist() == VALUES.tolist()
+    state = b'model_checkpoint_path: "/gone/model.ckpt-2"'
+    write_zip(tmp_path / "a.zip", {"model.ckpt-1": content, "model.ckpt-2": content, "checkpoint": state})
+    with open_source(tmp_path / "a.zip") as source:
+        assert source.read("net/weights").tolist() == VALUES.tolist()
+
+
+@pytest.mark.parametrize(("kind", "packed"), (("files", "export"), ("graph", "frozen.pb"), ("graph", "v2-sharded")))
+def test_what_tensorflow_wrote(
+    tmp_path: Path, graph_files: Written, keras_files: Written, kind: str, packed: str
+) -> None:
+    """A SavedModel, a frozen graph and a sharded checkpoint: in an archive as outside it."""
+    whole = (keras_files if kind == "files" else graph_files).folder / packed
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(whole, f"./{packed}")
+    with open_source(tmp_path / "a.tar.gz") as source, open_source(whole) as plain:
+        assert source.container == plain.container
+        assert dict(source.specs) == dict(plain.specs) and len(source.specs) > 5
+        numbers = [name for name, spec in plain.specs.items() if spec.dtype != "string"]
+        assert all(source.read(name).tobytes() == plain.read(name).tobytes() for name in numbers)
 
 
 def test_empty_archives(tmp_path: Path) -> None:

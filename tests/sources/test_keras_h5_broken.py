@@ -336,7 +336,7 @@ def child_that(does: str) -> str:
 DEATHS = {
     "hangs": (
         "signal.setitimer(signal.ITIMER_PROF, 0.05)\nwhile True: pass",
-        "HDF5 did not finish reading it in 0.3 s of processor time",
+        "HDF5 did not finish reading it in 0.2 s of processor time",
     ),
     "crashes": ("os.kill(os.getpid(), signal.SIGSEGV)", "HDF5 crashed on it (SIGSEGV)"),
     "leaves": ("sys.exit(3)", "HDF5 crashed on it (exit code 3)"),
