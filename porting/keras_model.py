@@ -39,15 +39,21 @@ class HeadChain:
 
 @dataclass(frozen=True)
 class InputChain:
-    """What comes before the network: an affine change of the pixels, and layers that are not understood.
+    """What comes before the network.
 
-    `scale` and `offset` map pixels of 0..255 to the network's input, per channel; None where no layer says.
+    Attributes:
+        size: height and width that the input asks for; None where they are free.
+        affine: per-channel scale and offset from pixels of 0..255 to the network's input; None where no layer says.
+        layers: every layer, "name (Class)", in order.
+        unknown: those whose effect is not known, described likewise.
+        understood: paths of those that `affine` holds.
     """
 
     size: tuple[int, int] | None
     affine: tuple[tuple[float, ...], tuple[float, ...]] | None
     layers: tuple[str, ...]
     unknown: tuple[str, ...]
+    understood: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,8 +203,8 @@ def _inputs(graph: Graph, first: Layer, statistics: Callable[[Layer], Sequence[S
     while len(layer.inputs) == 1:
         layer = graph[layer.inputs[0]]
         chain.append(layer)
-    scale, offset, said = [1.0] * 3, [0.0] * 3, False
-    unknown = []
+    scale, offset = [1.0] * 3, [0.0] * 3
+    unknown, understood = [], []
     for layer in reversed(chain):
         if layer.kind == "Rescaling":
             factor, shift = _per_channel(layer.config["scale"]), _per_channel(layer.config.get("offset", 0.0))
@@ -216,12 +222,12 @@ def _inputs(graph: Graph, first: Layer, statistics: Callable[[Layer], Sequence[S
             if layer.kind not in _IDENTITIES and not layer.kind.startswith("Random"):
                 unknown.append(_describe(layer))
             continue
-        said = True
+        understood.append(layer.path)
         scale = [s * f for s, f in zip(scale, factor, strict=True)]
         offset = [o * f + t for o, f, t in zip(offset, factor, shift, strict=True)]
     names = tuple(_describe(layer) for layer in reversed(chain) if layer.kind != "InputLayer")
-    affine = (tuple(scale), tuple(offset)) if said else None
-    return InputChain(_input_size(chain), affine, names, tuple(unknown))
+    affine = (tuple(scale), tuple(offset)) if understood else None
+    return InputChain(_input_size(chain), affine, names, tuple(unknown), tuple(understood))
 
 
 def _per_channel(value: object) -> list[float]:

@@ -92,7 +92,7 @@ def _from_graph(source: TensorSource, graph: Graph, explained: dict[str, str]) -
         owner = owners.get(own)
         if owner is None or owner.path in backbone or own in explained:
             continue
-        if owner.kind == "Normalization":
+        if owner.path in model.inputs.understood:
             explained[own] = "input normalisation; the manifest's preprocessing holds it"
         else:
             outside[own] = owner.path
