@@ -66,7 +66,8 @@ def _load(network: Network, weights: Weights, state: dict[str, Tensor]) -> None:
             defects.append(f"{key}: expected shape {tuple(tensor.shape)}, found {tuple(state[key].shape)}")
     if defects:
         raise ModelError("\n  ".join([f"{weights.path}: {len(defects)} tensors do not fit the network:", *defects]))
-    network.load_state_dict({key: state[key].to(tensor.dtype) for key, tensor in target.items()}, assign=True)
+    # Assigned, not copied; contiguous, because a file may hold another memory format (channels last)
+    network.load_state_dict({key: state[key].to(x.dtype).contiguous() for key, x in target.items()}, assign=True)
 
 
 def _check_arguments(

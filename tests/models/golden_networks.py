@@ -128,7 +128,7 @@ def classes(name: str) -> int:
     return int(golden(name)["logits"].size)
 
 
-def golden_network(name: str, dtype: torch.dtype = torch.float64, **arguments: Any) -> Any:
+def golden_network(name: str, dtype: torch.dtype = torch.float32, **arguments: Any) -> Any:
     """Our network with the golden weights, loaded strictly, in evaluation mode."""
     with torch.device("meta"):  # nothing is initialised that the weights then replace
         network = create_model(name, num_classes=classes(name), **arguments)
@@ -140,7 +140,7 @@ def golden_network(name: str, dtype: torch.dtype = torch.float64, **arguments: A
     return network.eval()
 
 
-def golden_image(name: str, height: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
+def golden_image(name: str, height: int, width: int, dtype: torch.dtype) -> Tensor:
     """The golden input as (1, 3, height, width)."""
     image = recipe.image(int(golden(name)["seed"]), height, width)
     return torch.from_numpy(image.transpose(0, 3, 1, 2).copy()).to(dtype)
@@ -198,8 +198,10 @@ def statistics(x: Tensor) -> np.ndarray:
     return np.concatenate([[flat.mean(), flat.std(), np.abs(flat).max()], flat[picks]])
 
 
-def module_outputs(network: nn.Module, image: Tensor, wanted: Iterable[str], reduce: Any) -> dict[str, Any]:
-    """`reduce` of each wanted module's output, in one forward pass."""
+def module_outputs(
+    network: nn.Module, image: Tensor, wanted: Iterable[str], reduce: Any
+) -> tuple[Tensor, dict[str, Any]]:
+    """The network's output, and `reduce` of each wanted module's, in one forward pass."""
     outputs: dict[str, Any] = {}
     handles = []
     for path in wanted:
@@ -211,8 +213,8 @@ def module_outputs(network: nn.Module, image: Tensor, wanted: Iterable[str], red
         handles.append(network.get_submodule(path).register_forward_hook(keep))
     try:
         with torch.no_grad():
-            network(image)
+            result: Tensor = network(image)
     finally:
         for handle in handles:
             handle.remove()
-    return outputs
+    return result, outputs

@@ -1,0 +1,54 @@
+"""optimize_for_inference: the same function, folded."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_networks import SMALL, randomise
+from torch import nn
+
+from models import create_model, optimize_for_inference
+from models.inference import conv_before_each_norm, fold_pair
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_same_function_and_same_keys_as_folded(name: str) -> None:
+    network = randomise(create_model(name, num_classes=4)).double()
+    before = copy.deepcopy(network.state_dict())
+    fast = optimize_for_inference(network)
+    x = torch.rand(2, 3, 33, 40, dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        expected, found = network(x), fast(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    assert not any(p.requires_grad for p in fast.parameters()) and not fast.training
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    native: Any = create_model(name, num_classes=4, folded=True).double().eval()
+    native.load_state_dict(fast.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(native(x), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+    assert conv_before_each_norm(fast) == {}
+
+
+def test_wrong_pair_fails() -> None:
+    """The control: a batch norm folded into its neighbour's convolution is another function."""
+    network = randomise(create_model("xception", num_classes=4)).double()
+    fast = optimize_for_inference(network)
+    fast.block5.rep[1].pointwise.bias = fast.block5.rep[4].pointwise.bias
+    x = torch.rand(1, 3, 33, 40, dtype=torch.float64)
+    with torch.no_grad():
+        error = (fast(x) - network(x)).abs().max() / network(x).abs().max()
+    assert error > 1e-6
+
+
+def test_norm_without_scale_or_centre() -> None:
+    conv = nn.Conv2d(3, 4, 1, bias=False).double()
+    norm = nn.BatchNorm2d(4, affine=False, eps=1e-3).double().eval()
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.1, 2)
+    x = torch.rand(2, 3, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(fold_pair(conv, norm)(x), norm(conv(x)), rtol=0, atol=1e-13)
