@@ -58,16 +58,22 @@ class Hdf5Process:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._pending = bytearray()
+        self._file: Hdf5File | None = None  # what the child has open
 
     def open(self, file: Hdf5File) -> Any:
         """The child's unchecked answer about `file`, which it has open from then on."""
         seconds = min(OPEN_SECONDS + file.window.size / OPEN_BYTES_A_SECOND, OPEN_SECONDS_MOST)
         request = {"do": "open", "path": os.fspath(file.path.absolute()), **dataclasses.asdict(file.window)}
         self._send(file.shown, request, seconds)
-        return self._line(file.shown, seconds)
+        answer = self._line(file.shown, seconds)
+        self._file = file
+        return answer
 
-    def read(self, path: Path, name: str, buffer: memoryview) -> None:
-        """Fill `buffer` with one dataset of the file opened last, `path` in messages."""
+    def read(self, file: Hdf5File, name: str, buffer: memoryview) -> None:
+        """Fill `buffer` with one dataset of `file`, which must be the one that was opened last."""
+        path = file.shown
+        if self._file != file:  # a child that died is not asked to die again for every tensor
+            raise corrupt(path, name, "HDF5 failed on this file before")
         seconds = READ_SECONDS + len(buffer) / READ_BYTES_A_SECOND
         self._send(path, {"do": "read", "name": name}, seconds)
         while buffer:
@@ -96,6 +102,7 @@ class Hdf5Process:
     def close(self) -> None:
         """End the child and reap it; safe to call twice."""
         child, self._child = self._child, None
+        self._file = None
         self._pending.clear()
         if child is None:
             return

@@ -63,7 +63,8 @@ class KerasSource(TensorSource):
         self._finalizer = weakref.finalize(self, _release, self._fd, self._process if self._owns_process else None)
         try:
             self._window = window or Window(0, os.fstat(self._fd).st_size)
-            index = read_index(Hdf5File(path, self.path, self._fd, self._window), self._process)
+            self._file = Hdf5File(path, self.path, self._fd, self._window)
+            index = read_index(self._file, self._process)
             self._name_tensors(index)
         except BaseException:
             self.close()
@@ -129,7 +130,7 @@ class KerasSource(TensorSource):
             if count < spec.nbytes:
                 raise corrupt(self.path, name, f"{count} bytes (the file shrank)", f"{spec.nbytes} bytes")
         elif spec.nbytes:
-            self._process.read(self.path, spec.name, view)
+            self._process.read(self._file, spec.name, view)
         stored = np.dtype("uint16" if spec.dtype == "bfloat16" else spec.dtype)
         array = np.frombuffer(view, stored.newbyteorder(">" if dataset.big_endian else "<")).reshape(spec.shape)
         if spec.dtype == "bfloat16":

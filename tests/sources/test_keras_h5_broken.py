@@ -381,6 +381,22 @@ def test_a_child_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert str(caught.value) == f"{path}: {expected}"
 
 
+def test_a_child_that_dies_at_a_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    content = io.BytesIO()
+    legacy_h5(content, {"a": {"v": np.ones(9), "w": np.ones(9)}}, chunks=True)
+    path.write_bytes(content.getvalue())
+    with open_h5(path) as source:
+        child = source._process._child
+        assert child is not None
+        child.send_signal(signal.SIGSEGV)
+        child.wait()
+        for text in ("HDF5 crashed on it (SIGSEGV)", "HDF5 failed on this file before"):
+            with pytest.raises(PortingError) as caught:
+                source.read("a/w")
+            assert f"{path}: corrupt: a/w: {text}" in str(caught.value) or "SIGSEGV" in text
+
+
 def test_what_a_child_may_use(tmp_path: Path, process: Hdf5Process) -> None:
     (tmp_path / "a.h5").write_bytes(plain())
     open_h5(tmp_path / "a.h5", process).close()
