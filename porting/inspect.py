@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from porting import terminal
 from porting.errors import ErrorKind, PortingError
-from porting.sources.base import ITEM_SIZE
 
 if TYPE_CHECKING:
     from porting.sources import TensorSource
@@ -79,6 +78,8 @@ def _integrity(source: TensorSource) -> tuple[str, list[str]]:
         source.verify_files()
     except PortingError as error:
         return error.kind.value, [str(defect) for defect in error.defects]
+    from porting.sources.base import ITEM_SIZE
+
     problems = []
     for name, spec in source.specs.items():
         if spec.dtype in ITEM_SIZE:

@@ -13,7 +13,7 @@ from porting.errors import Defect, ErrorKind, PortingError
 from porting.rules import Head, Role, Table
 from porting.sources.base import TensorSpec
 
-# Types that float32 holds exactly, and float64, which is rounded once (the manifest says so).
+# Types that float32 holds exactly, and float64, which is rounded once (a note says so).
 READABLE = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 
@@ -75,7 +75,6 @@ class Plan:
     table: Table
     unread: tuple[Unread, ...]
     classes: int
-    rounded: bool
     notes: tuple[str, ...] = ()
 
     @property
@@ -107,9 +106,11 @@ def build_plan(contents: Contents, arch: str, options: Options) -> Plan:
         notes.append(
             f"{shadows} ExponentialMovingAverage shadows are in it; the plain variables are ported (--ema takes them)."
         )
-    rounded = any(contents.specs[name].dtype == "float64" for name in mapped)
+    rounded = sum(contents.specs[name].dtype == "float64" for name in mapped)
+    if rounded:
+        notes.append(f"{rounded} float64 variables are rounded to float32; the proof holds the rounded ones.")
     classes = table.rules[-1].target_shape[0] if table.logits else 0
-    return Plan(table, tuple(sorted(unread, key=lambda u: u.name)), classes, rounded, tuple(notes))
+    return Plan(table, tuple(sorted(unread, key=lambda u: u.name)), classes, tuple(notes))
 
 
 def fitting_archs(contents: Contents, options: Options) -> tuple[str, ...]:

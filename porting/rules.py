@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Shape = tuple[int, ...]
 
@@ -81,6 +81,8 @@ class Rule:
     @property
     def target_shape(self) -> Shape:
         """The parameter's shape, found by running the layout on a dummy that has no storage."""
+        import numpy as np  # only here: the names of the networks must cost a command's --help nothing
+
         return self.convert(np.broadcast_to(np.zeros((), np.float32), self.shape)).shape
 
 
