@@ -1,14 +1,9 @@
-"""Broken and hostile HDF5 files, each with the exact text it must produce, and children that hang or die."""
+"""Broken and hostile HDF5 files, each with the exact text it must produce."""
 
 from __future__ import annotations
 
 import io
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -16,13 +11,35 @@ import numpy as np
 import pytest
 
 from porting.errors import PortingError
-from porting.sources import hdf5_process
 from porting.sources.hdf5_process import Hdf5Process
 from porting.sources.keras_h5 import open_h5
-from tests.sources.keras_files import legacy_h5, weights_h5
+from tests.sources.hdf5_edits import (
+    attribute,
+    big_chunks,
+    compound,
+    cycle,
+    deep,
+    external,
+    keras3,
+    link,
+    low,
+    moved,
+    named_type,
+    odd_float,
+    other_place,
+    plain,
+    renamed,
+    second_name,
+    shapeless,
+    sparse_chunks,
+    twice,
+    unwritten,
+    virtual,
+    without,
+)
+from tests.sources.keras_files import legacy_h5
 
 AGAIN = "Fetch or copy the file again."
-Edit = Callable[[h5py.File], None]
 
 
 @pytest.fixture(scope="module")
@@ -30,133 +47,6 @@ def process() -> Iterator[Hdf5Process]:
     one = Hdf5Process()
     yield one
     one.close()
-
-
-def plain(edit: Edit | None = None) -> bytes:
-    content = io.BytesIO()
-    layers = {"one": {"one/kernel:0": np.arange(6, dtype="float32")}, "two": {"two/bias:0": np.ones(3, "float32")}}
-    legacy_h5(content, layers, edit=edit)
-    return content.getvalue()
-
-
-def keras3(edit: Edit | None = None) -> bytes:
-    content = io.BytesIO()
-    weights_h5(content, edit)
-    return content.getvalue()
-
-
-def low(name: str, configure: Callable[[h5py.h5p.PropDCID], None]) -> Edit:
-    """A dataset made with HDF5's own properties, which h5py's calls do not offer."""
-
-    def edit(file: h5py.File) -> None:
-        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        configure(plist)
-        space = h5py.h5s.create_simple((64,))
-        h5py.h5d.create(file.id, name.encode(), h5py.h5t.STD_I32LE, space, plist)
-
-    return edit
-
-
-def external(file: h5py.File) -> None:
-    file.create_dataset("layers/x/vars/0", (4,), "float32", external=[("secret.bin", 0, 16)])
-
-
-def virtual(file: h5py.File) -> None:
-    layout = h5py.VirtualLayout((4,), "float32")
-    layout[:] = h5py.VirtualSource("other.h5", "data", (4,))
-    file.create_virtual_dataset("layers/x/vars/0", layout)
-
-
-def link(target: object) -> Edit:
-    def edit(file: h5py.File) -> None:
-        file["layers/conv2d/linked"] = target
-
-    return edit
-
-
-def cycle(file: h5py.File) -> None:
-    file["layers/conv2d/again"] = file["layers"]
-
-
-def second_name(file: h5py.File) -> None:
-    file["layers/conv2d/vars/1"] = file["layers/conv2d/vars/0"]
-
-
-def deep(file: h5py.File) -> None:
-    file.create_group("/".join(["g"] * 70))
-
-
-def renamed(file: h5py.File) -> None:
-    for layer in ("dense", "conv2d"):
-        file.move(f"layers/{layer}/vars", f"layers/{layer}/values")
-
-
-def unwritten(file: h5py.File) -> None:
-    file.create_dataset("layers/x/vars/0", (4,), "float32")
-
-
-def compound(file: h5py.File) -> None:
-    file["layers/x/vars/0"] = np.zeros(2, [("a", "f4"), ("b", "i4")])
-
-
-def odd_float(file: h5py.File) -> None:
-    kind = h5py.h5t.IEEE_F32LE.copy()
-    kind.set_ebias(100)
-    h5py.h5d.create(file.id, b"odd", kind, h5py.h5s.create_simple((2,)))
-
-
-def shapeless(file: h5py.File) -> None:
-    file["layers/x/vars/0"] = h5py.Empty("float32")
-
-
-def named_type(file: h5py.File) -> None:
-    file["layers/kind"] = np.dtype("float32")
-
-
-def big_chunks(file: h5py.File) -> None:
-    file.create_dataset("layers/x/vars/0", (1 << 26,), "float32", chunks=(1 << 26,))
-
-
-def attribute(name: str, value: object, group: str = "/") -> Edit:
-    def edit(file: h5py.File) -> None:
-        file[group].attrs[name] = value
-
-    return edit
-
-
-def twice(file: h5py.File) -> None:
-    file["one/one/kernel"] = np.zeros(2)
-
-
-def without(path: str) -> Edit:
-    def edit(file: h5py.File) -> None:
-        del file[path]
-
-    return edit
-
-
-def sparse_chunks(file: h5py.File) -> None:
-    file.create_dataset("layers/x/vars/0", (1 << 20,), "float32", chunks=(1 << 10,))
-
-
-def patched(content: bytes, old: bytes, new: bytes) -> bytes:
-    assert content.count(old) == 1 and len(old) == len(new)
-    return content.replace(old, new)
-
-
-def moved(offset: int, size: int = 36) -> bytes:
-    """conv2d's 36 bytes, said to lie at `offset`: the layout message holds offset and size (section IV.A.2.i)."""
-    content = keras3()
-    with h5py.File(io.BytesIO(content)) as file:
-        at = file["layers/conv2d/vars/0"].id.get_offset()
-    old = at.to_bytes(8, "little") + (36).to_bytes(8, "little")
-    return patched(content, old, (offset % 2**64).to_bytes(8, "little") + size.to_bytes(8, "little"))
-
-
-def other_place() -> bytes:
-    content = keras3()
-    with h5py.File(io.BytesIO(content)) as file:
-        return moved(file["layers/dense/vars/0"].id.get_offset())
 
 
 KERAS = "Save it with model.save('x.keras') or model.save_weights('x.weights.h5')."
@@ -323,126 +213,3 @@ def test_a_tensor_that_takes_too_much_memory(tmp_path: Path, process: Hdf5Proces
     with open_h5(path, process) as source, pytest.raises(PortingError) as caught:
         source.read("vars/0")
     assert str(caught.value) == (f"{path}: unsupported: vars/0: HDF5 needs more than 167772160 bytes of memory for it")
-
-
-def child_that(does: str) -> str:
-    return (
-        "import json, os, signal, sys\n"
-        "print(json.dumps({'ready': True}), flush=True)\n"
-        "request = json.loads(sys.stdin.readline())\n" + does
-    )
-
-
-DEATHS = {
-    "hangs": (
-        "signal.setitimer(signal.ITIMER_PROF, 0.05)\nwhile True: pass",
-        "HDF5 did not finish reading it in 0.2 s of processor time",
-    ),
-    "crashes": ("os.kill(os.getpid(), signal.SIGSEGV)", "HDF5 crashed on it (SIGSEGV)"),
-    "leaves": ("sys.exit(3)", "HDF5 crashed on it (exit code 3)"),
-    "raves": ("print('[1, 2]', flush=True)", "the process that reads HDF5 gave an answer that makes no sense"),
-    "babbles": ("print('}{', flush=True)", "the process that reads HDF5 gave an answer that makes no sense"),
-    "lies": (
-        "print(json.dumps({'attributes': {}, 'datasets': [{'name': 'vars', 'dtype': 'float32', 'order': '<', "
-        "'shape': [4], 'bytes': 16, 'storage': 'contiguous', 'offset': 1 << 62}]}), flush=True)\nsys.stdin.readline()",
-        "vars: expected a place in the file's 8 bytes, found bytes",
-    ),
-    "is silent": ("sys.stdin.readline()", "HDF5 gave no answer in 1 s"),
-}
-
-
-@pytest.mark.parametrize("case", DEATHS)
-def test_a_child_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    does, text = DEATHS[case]
-    path = tmp_path / "a.h5"
-    path.write_bytes(plain())
-    text = text.replace("8 bytes", f"{len(plain())} bytes")
-    monkeypatch.setattr(hdf5_process, "_START", child_that(does))
-    monkeypatch.setattr(hdf5_process, "SILENCE_SECONDS", 0.2 if case == "is silent" else 60.0)
-    process = Hdf5Process()
-    with pytest.raises(PortingError) as caught:
-        open_h5(path, process)
-    assert f"{path}: corrupt: {text}" in str(caught.value)
-    monkeypatch.undo()
-    if case == "lies":
-        process.close()  # it would go on lying
-    with open_h5(path, process) as source:  # the next file gets a new child
-        assert len(source.specs) == 2
-    process.close()
-
-
-def test_a_child_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.h5"
-    path.write_bytes(plain())
-    monkeypatch.setattr(hdf5_process, "_START", "raise ImportError('h5py')")
-    with pytest.raises(PortingError) as caught:
-        open_h5(path)
-    expected = 'missing: the process that reads HDF5 did not start\nCheck that h5py works: python -c "import h5py"'
-    assert str(caught.value) == f"{path}: {expected}"
-
-
-def test_a_child_that_dies_at_a_tensor(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    content = io.BytesIO()
-    legacy_h5(content, {"a": {"v": np.ones(9), "w": np.ones(9)}}, chunks=True)
-    path.write_bytes(content.getvalue())
-    with open_h5(path) as source:
-        child = source._process._child
-        assert child is not None
-        child.send_signal(signal.SIGSEGV)
-        child.wait()
-        for text in ("HDF5 crashed on it (SIGSEGV)", "HDF5 failed on this file before"):
-            with pytest.raises(PortingError) as caught:
-                source.read("a/w")
-            assert f"{path}: corrupt: a/w: {text}" in str(caught.value) or "SIGSEGV" in text
-
-
-def test_what_a_child_may_use(tmp_path: Path, process: Hdf5Process) -> None:
-    (tmp_path / "a.h5").write_bytes(plain())
-    open_h5(tmp_path / "a.h5", process).close()
-    child = process._child
-    assert child is not None
-    lines = Path(f"/proc/{child.pid}/limits").read_text().splitlines()
-    limits = {line[:26].strip(): line[26:].split()[0] for line in lines}
-    held = sorted(int(fd.name) for fd in Path(f"/proc/{child.pid}/fd").iterdir())
-    assert int(limits["Max open files"]) == held[-1] + 1  # the user's file is the last that it could open
-    assert limits["Max file size"] == limits["Max core file size"] == "0"
-    assert 100 << 20 < int(limits["Max address space"]) < 2 << 30
-
-
-def test_no_child_is_left(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    content = io.BytesIO()
-    legacy_h5(content, {"a": {"w": np.ones(9)}}, chunks=True)  # chunked, so the child stays while the source is open
-    path.write_bytes(content.getvalue())
-    source = open_h5(path)
-    child = source._process._child
-    assert child is not None and child.poll() is None
-    source.close()
-    source.close()
-    assert child.returncode == -signal.SIGKILL
-    path.write_bytes(plain())
-    with open_h5(path) as source:
-        assert source._process._child is None  # all contiguous: not needed any more
-
-
-def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    content = io.BytesIO()
-    legacy_h5(content, {"a": {"w": np.ones(9)}}, chunks=True)
-    path.write_bytes(content.getvalue())
-    code = (
-        "import os, sys; from pathlib import Path; from porting.sources.keras_h5 import open_h5\n"
-        f"s = open_h5(Path({str(path)!r})); print(s._process._child.pid, flush=True); os._exit(0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    child = int(done.stdout)
-    for _ in range(200):
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            return
-        if Path(f"/proc/{child}/stat").exists() and ") Z " in Path(f"/proc/{child}/stat").read_text():
-            return
-        time.sleep(0.05)
-    pytest.fail(f"process {child} outlives its parent")
