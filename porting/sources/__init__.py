@@ -30,11 +30,12 @@ _GRAPH = (0x0A, 0x12, 0x18, 0x22)  # GraphDef: node, library, version or version
 _HEAD = 512  # bytes looked at
 
 
-def open_source(path: str | os.PathLike[str]) -> TensorSource:
+def open_source(path: str | os.PathLike[str], *, within: Path | None = None) -> TensorSource:
     """Open any container of weights, told apart by what is in it, never by its extension.
 
     Args:
         path: a file, a folder that holds a checkpoint or a SavedModel, or a checkpoint's prefix.
+        within: a folder that a `checkpoint` file may not lead out of; for what came in an archive.
 
     Raises:
         PortingError: missing, corrupt, or of no format that is read here.
@@ -42,7 +43,7 @@ def open_source(path: str | os.PathLike[str]) -> TensorSource:
     source = Path(path)
     try:
         if source.is_dir():
-            return _open_folder(source)
+            return _open_folder(source, within)
         if source.with_name(source.name + ".index").is_file() and not source.is_file():
             return _open_prefix(source)
         return _open_file(source)
@@ -56,14 +57,14 @@ def _open_with(opener: str, path: Path) -> TensorSource:
     return source
 
 
-def _open_folder(folder: Path) -> TensorSource:
+def _open_folder(folder: Path, within: Path | None = None) -> TensorSource:
     if (folder / "saved_model.pb").is_file() or (folder / "saved_model.pbtxt").is_file():
         from porting.sources.saved_model import open_saved_model
 
         return open_saved_model(folder)
     from porting.sources.checkpoint_folder import newest_prefix
 
-    prefix = newest_prefix(folder)
+    prefix = newest_prefix(folder, within)
     return _open_file(prefix) if prefix.is_file() else _open_prefix(prefix)
 
 

@@ -27,8 +27,8 @@ def is_checkpoint(prefix: Path) -> bool:
     return prefix.with_name(prefix.name + ".index").is_file() or prefix.is_file() or bool(v1_shards(prefix))
 
 
-def newest_prefix(folder: Path) -> Path:
-    """The prefix of the checkpoint that a folder stands for.
+def newest_prefix(folder: Path, within: Path | None = None) -> Path:
+    """The prefix of the checkpoint that a folder stands for, which lies in `within` where that is given.
 
     Raises:
         PortingError: missing (no checkpoint, several and nothing that says which, or the named one is not there),
@@ -41,6 +41,8 @@ def newest_prefix(folder: Path) -> Path:
         # Folders get copied and archived whole, so an absolute path is looked for beside the file first.
         places = [folder / named.name, named] if named.is_absolute() else [folder / named, folder / named.name]
         for prefix in places:
+            if within is not None and not prefix.resolve().is_relative_to(within.resolve()):
+                continue
             if named.name and is_checkpoint(prefix):
                 return prefix
         raise PortingError(

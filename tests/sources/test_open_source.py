@@ -46,6 +46,21 @@ def test_a_checkpoint_elsewhere(tmp_path: Path) -> None:
         assert _value(tmp_path / "best") == 4
 
 
+def test_an_archive_may_not_name_what_lies_outside(tmp_path: Path) -> None:
+    _write(tmp_path / "mine" / "m", 4)
+    archive = tmp_path / "unpacked"
+    (archive / "model").mkdir(parents=True)
+    for path in (tmp_path / "mine" / "m", Path("../../mine/m")):
+        (archive / "model" / "checkpoint").write_text(f'model_checkpoint_path: "{path}"\n')
+        assert _value(archive / "model") == 4
+        with pytest.raises(PortingError, match="the checkpoint it names") as caught:
+            open_source(archive / "model", within=archive)
+        assert caught.value.kind is ErrorKind.MISSING
+    _write(archive / "model" / "m", 5)
+    with open_source(archive / "model", within=archive) as source:
+        assert float(source.read("w")[0]) == 5
+
+
 def test_a_copied_folder_means_its_own_files(tmp_path: Path) -> None:
     _write(tmp_path / "old" / "m", 1)
     (tmp_path / "old" / "checkpoint").write_text(f'model_checkpoint_path: "{tmp_path}/old/m"\n')
