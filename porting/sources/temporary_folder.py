@@ -24,7 +24,7 @@ class TemporaryFolder:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="xception-porting-"))
-        self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        self._finalizer = weakref.finalize(self, _remove, self.path)
         _end_orderly_on_sigterm()
 
     def write(self, archive: Path, name: str, pieces: Iterable[bytes]) -> None:
@@ -82,6 +82,14 @@ class _Writer:
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    finally:  # a signal in the middle of it ends the process, and not the removal
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _end_orderly_on_sigterm() -> None:

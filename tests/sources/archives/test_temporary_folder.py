@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,25 @@ def test_the_folder_goes_with_the_process(tmp_path: Path, checkpoint: Files, end
     child.stdout.close()
     assert list(folder.iterdir()) == []
     assert code == {"at exit": 0, "by SystemExit": 3, "by SIGTERM": 143}.get(end, code)
+
+
+def test_a_signal_during_the_removal(
+    tmp_path: Path, checkpoint: Files, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "a.tar.gz", checkpoint, "w:gz")
+    source = open_source(tmp_path / "a.tar.gz")
+    plain, calls = shutil.rmtree, iter((True, False))
+
+    def interrupted(path: Path, ignore_errors: bool) -> None:
+        if next(calls):
+            raise KeyboardInterrupt
+        plain(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        source.close()
+    monkeypatch.undo()
+    assert not any(scratch.iterdir())
 
 
 def test_a_program_keeps_its_own_sigterm(tmp_path: Path, checkpoint: Files) -> None:
