@@ -175,7 +175,7 @@ def _owners(source: TensorSource, graph: Graph) -> dict[str, Layer]:
 
 def _state_reason(own: str) -> str:
     """Why a variable that belongs to training is left out; "" for any other."""
-    if own.startswith(("optimizer/", "optimizer_weights/")):
+    if own.startswith("optimizer_weights/") or "optimizer" in own.split("/")[:-2]:  # a nested model may have its own
         return "optimizer state"
     if "seed_generator" in own:
         return "random seed state"

@@ -99,6 +99,7 @@ def test_state_of_the_training_is_explained() -> None:
     state = {
         "optimizer/vars/0": "optimizer state",
         "optimizer/vars/11": "optimizer state",
+        "layers/functional/optimizer/vars/3": "optimizer state",
         "optimizer_weights/SGD/momentum": "optimizer state",
         "layers/dropout/seed_generator/vars/0": "random seed state",
         "metrics/accuracy/vars/0": "metric state",
