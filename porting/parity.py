@@ -89,7 +89,8 @@ def compare(point: TracePoint, ported: Activation, reference: Activation, bound:
         return result(math.inf, ported.shape, math.nan, math.nan)
     if ported.size == 0:
         return result(math.inf, (), math.nan, math.nan)
-    difference = np.abs(ported - reference)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        difference = np.abs(ported - reference)
     # argmax returns the first NaN where there is one; inf - inf is NaN too.
     index = tuple(int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape))
     largest = float(difference[index])
@@ -159,6 +160,7 @@ def chained(
             handle = module.register_forward_hook(lambda _m, _i, value, point=point: compared(point, value))
             stack.callback(handle.remove)
         model(torch.from_numpy(image).permute(0, 3, 1, 2).double())
+    incoming.finish()
     if len(results) != len(points):
         seen = {result.module for result in results}
         results += [
@@ -184,6 +186,11 @@ class _Incoming:
                 return None
             self.early[item[0]] = item[1]
         return self.early.pop(name)
+
+    def finish(self) -> None:
+        """Read what is left: the reference's stream must be at its end before it is asked again, and may fail late."""
+        for _ in self.frames:
+            pass
 
 
 def _channels_last(value: Tensor) -> Activation:
