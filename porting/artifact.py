@@ -61,13 +61,15 @@ def temporary_file(folder: Path) -> Iterator[IO[bytes]]:
     """A file in `folder` that is gone afterwards, unless it was renamed."""
     with _output_errors(folder):
         descriptor, name = tempfile.mkstemp(prefix=".porting-", suffix=".tmp", dir=folder)
-        try:
-            os.close(descriptor)
-            with Path(name).open("w+b") as file:
-                yield file
-        finally:
-            with suppress(FileNotFoundError):
-                Path(name).unlink()
+        os.close(descriptor)
+        file = Path(name).open("w+b")  # noqa: SIM115 - closed below; this way it knows its name
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # what could not be written was reported by the flush before
+            file.close()
+        with suppress(FileNotFoundError):
+            Path(name).unlink()
 
 
 def write_state(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
@@ -79,7 +81,9 @@ def write_state(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
     with _output_errors(folder):
         try:
             torch.save(dict(state), file)
-        except RuntimeError as error:  # torch reports a failed write of its zip so
+        except RuntimeError as error:  # torch reports a failed write of its zip so, after the write's own error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
             raise OSError(errno.EIO, str(error).splitlines()[0]) from None
         file.flush()
         os.fsync(file.fileno())
@@ -91,41 +95,40 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def publish(file: IO[bytes], folder: Path, prefix: str, digest: str) -> Path:
-    """Give a written file its final name, `<prefix>-<8 hex>.pth`; an identical file there is left as it is.
+def write_json(file: IO[bytes], value: Mapping[str, Any]) -> None:
+    """Write an object as JSON and flush it to the disk."""
+    with _output_errors(Path(file.name).parent):
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def final_path(folder: Path, prefix: str, digest: str) -> tuple[Path, bool]:
+    """Where a file of this digest belongs, `<prefix>-<8 hex>.pth`, and whether it is there already, whole.
 
     Raises:
         PortingError: output, where another file has the name's digits.
     """
     path = folder / f"{prefix}-{digest[:NAME_DIGITS]}.pth"
     with _output_errors(folder):
-        if path.exists():
-            found = file_digest(path)
-            if found == digest:
-                return path
-            if found.startswith(digest[:NAME_DIGITS]):
-                raise PortingError(
-                    ErrorKind.OUTPUT,
-                    path,
-                    [f"another file has these digits (sha256 {found})"],
-                    "Choose another folder with --out.",
-                )
-            # A file whose content does not match its own name is damaged, and is replaced.
-        Path(file.name).chmod(0o666 & ~_umask())
-        Path(file.name).replace(path)
-        _sync_folder(folder)
-    return path
+        found = file_digest(path) if path.exists() else ""
+    if found != digest and found.startswith(digest[:NAME_DIGITS]):
+        raise PortingError(
+            ErrorKind.OUTPUT,
+            path,
+            [f"another file has these digits (sha256 {found})"],
+            "Choose another folder with --out.",
+        )
+    return path, found == digest  # anything else under this name is damaged, and is replaced
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a JSON file whole."""
-    with temporary_file(path.parent) as file, _output_errors(path.parent):
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-        Path(file.name).chmod(0o666 & ~_umask())
-        Path(file.name).replace(path)
-        _sync_folder(path.parent)
+def publish(files: Mapping[Path, IO[bytes]]) -> None:
+    """Give files that are written and flushed their final names, one after the other; nothing can run out between."""
+    for path, file in files.items():
+        with _output_errors(path.parent):
+            Path(file.name).chmod(0o666 & ~_umask())
+            Path(file.name).replace(path)
+            _sync_folder(path.parent)
 
 
 def _umask() -> int:

@@ -123,12 +123,17 @@ def port(
             proof = prove(recognised, plan, reference, Path(file.name), content, watch)
         digest = artifact.file_digest(Path(file.name))
         manifest = _manifest(recognised, plan, origin, proof, names, content)
-        final = artifact.publish(file, folder, _PREFIXES[arch], digest)
-        manifest["files"] = [{"name": final.name, "format": "pth", "bytes": final.stat().st_size, "sha256": digest}]
+        final, there = artifact.final_path(folder, _PREFIXES[arch], digest)
+        size = Path(file.name).stat().st_size
+        manifest["files"] = [{"name": final.name, "format": "pth", "bytes": size, "sha256": digest}]
         before = read_manifest(manifest_path(final))
         manifest = merged(manifest, before)
+        # Both are whole on the disk before either gets its name: a full disk leaves neither.
+        finished = {} if there else {final: file}
         if manifest != before:
-            artifact.write_json(manifest_path(final), manifest)
+            finished[manifest_path(final)] = stack.enter_context(artifact.temporary_file(folder))
+            artifact.write_json(finished[manifest_path(final)], manifest)
+        artifact.publish(finished)
     notes = (*plan.notes, *recognised.notes(plan))
     return PortResult(final, manifest, proof.traces if proof else (), notes, time.monotonic() - began)
 
@@ -147,7 +152,8 @@ def read_weights(plan: Plan, source: TensorSource, contents: Contents, progress:
         own = contents.own(rule.variable)
         values = rule.convert(source.read(own))
         target = np.empty(values.shape, np.float32)
-        np.copyto(target, values, casting="same_kind")
+        with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinite, which is refused below
+            np.copyto(target, values, casting="same_kind")
         _check_finite(source, own, target)
         state[rule.parameter] = torch.from_numpy(target)
         if rule.parameter.endswith(".running_var"):
