@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 300  # seconds; only a hang takes so long
+TIMEOUT = 900  # seconds; only a hang takes so long, even on a loaded machine
 
 
 def convert_command(*arguments: object) -> list[str]:
