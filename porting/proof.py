@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import create_model
 from porting import artifact, parity
@@ -32,6 +32,10 @@ class Proof:
     traces: tuple[parity.Trace, ...]
     float32: parity.Float32Result
     reference: str
+
+    @property
+    def passed(self) -> bool:
+        return self.float32.passed and not any(trace.first_wrong for trace in self.traces)
 
     @property
     def worst(self) -> parity.LayerResult:
@@ -64,19 +68,11 @@ def prove(
     state = artifact.read_state(file)
     if artifact.content_digest(state) != content:
         raise PortingError(ErrorKind.OUTPUT, file, ["reads back differently than it was written"], "Check the disk.")
-    model = network(plan, state)
-    reference.open(reference_source(recognised, plan))
-    sizes = recognised.proof_sizes()
-    progress.start("verifying against TensorFlow", len(plan.table.points) * len(sizes))
-    traces = []
-    for size in sizes:
-        image = parity.probe_image(*size)
-        frames = reference.trace(image)
-        trace = parity.chained(model, plan.table, image, frames, plan.skipped, step=progress.step)
+    proof = compare(recognised, plan, reference, network(plan, state), recognised.proof_sizes(), progress)
+    for trace in proof.traces:
         if trace.first_wrong:
             raise _layer_differs(recognised, trace, trace.first_wrong)
-        traces.append(trace)
-    float32 = parity.float32_output(model, parity.probe_image(*sizes[0]), traces[0].output)
+    float32 = proof.float32
     if not float32.passed:
         found = f"error {float32.error:.3g}" + ("" if float32.same_class else " and another arg max")
         raise PortingError(
@@ -85,6 +81,32 @@ def prove(
             [Defect("output in float32 after reload", found, f"at most {float32.bound:g} of the largest output")],
             "Nothing was emitted. This is a fault of the port or of this machine's PyTorch; please report it.",
         )
+    return proof
+
+
+def compare(
+    recognised: Recognised,
+    plan: Plan,
+    reference: Reference,
+    model: nn.Module,
+    sizes: Sequence[tuple[int, int]],
+    progress: Progress,
+) -> Proof:
+    """Run a network beside TensorFlow at each size, whatever comes of it; later sizes end where one has differed.
+
+    Raises:
+        PortingError: reference.
+    """
+    reference.open(reference_source(recognised, plan))
+    progress.start("verifying against TensorFlow", len(plan.table.points) * len(sizes))
+    traces: list[parity.Trace] = []
+    for size in sizes:
+        image = parity.probe_image(*size)
+        frames = reference.trace(image)
+        traces.append(parity.chained(model, plan.table, image, frames, plan.skipped, step=progress.step))
+        if traces[-1].first_wrong:
+            break
+    float32 = parity.float32_output(model, parity.probe_image(*sizes[0]), traces[0].output)
     return Proof(tuple(traces), float32, reference_name(recognised, plan))
 
 

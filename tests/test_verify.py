@@ -1,0 +1,218 @@
+"""`porting.verify`: right files pass, and every kind of wrong one is caught at the right parameter, with its cause."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import porting
+from porting import PortingError, terminal
+from porting.verification import verify
+from porting.verify import main
+
+State = dict[str, torch.Tensor]
+SMALL = [(75, 86)]
+DEPTHWISE = "blocks.3.stack.conv2.conv_dw.weight"
+POINTWISE = "blocks.4.stack.conv1.conv_pw.weight"
+NORM = "blocks.5.stack.conv1.bn_pw"
+
+
+@pytest.fixture(scope="module")
+def ported(
+    synthetic_source: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Path]]:
+    """(source, emitted file) of a network, unverified."""
+    out = tmp_path_factory.mktemp("ported")
+
+    def files(arch: str) -> tuple[Path, Path]:
+        source = synthetic_source(arch)
+        return source, porting.port(source, arch, out=out / arch, verify=False).path
+
+    return files
+
+
+@pytest.fixture(scope="module")
+def aligned(ported: Callable[[str], tuple[Path, Path]]) -> tuple[Path, State]:
+    source, path = ported("xception41")
+    return source, torch.load(path, weights_only=True)
+
+
+def swap(state: State, one: str, other: str) -> None:
+    state[one], state[other] = state[other], state[one]
+
+
+def change(state: State, name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    state[name] = function(state[name]).contiguous()
+
+
+def nudge(state: State) -> None:
+    state[POINTWISE] = state[POINTWISE].clone()
+    state[POINTWISE].view(-1)[12345] *= 1 + 1e-3
+
+
+FAULTS: dict[str, tuple[Callable[[State], object], dict[str, str]]] = {
+    "mean and variance swapped": (
+        lambda s: swap(s, f"{NORM}.running_mean", f"{NORM}.running_var"),
+        {
+            f"{NORM}.running_mean": "holds moving_variance of the same layer",
+            f"{NORM}.running_var": "holds moving_mean of the same layer",
+        },
+    ),
+    "gamma and beta swapped": (
+        lambda s: swap(s, f"{NORM}.weight", f"{NORM}.bias"),
+        {f"{NORM}.weight": "holds beta of the same layer", f"{NORM}.bias": "holds gamma of the same layer"},
+    ),
+    "kernels exchanged": (
+        lambda s: swap(s, DEPTHWISE, DEPTHWISE.replace("conv2", "conv3")),
+        {
+            DEPTHWISE: "exchanged: holds xception_41/middle_flow/block1/unit_1/xception_module/"
+            "separable_conv3_depthwise/depthwise_weights",
+            DEPTHWISE.replace("conv2", "conv3"): "exchanged: holds xception_41/middle_flow/block1/unit_1/"
+            "xception_module/separable_conv2_depthwise/depthwise_weights",
+        },
+    ),
+    "flipped": (lambda s: change(s, DEPTHWISE, lambda x: x.flip(2, 3)), {DEPTHWISE: "kernel flipped spatially"}),
+    "transposed": (lambda s: change(s, DEPTHWISE, lambda x: x.mT), {DEPTHWISE: "kernel transposed spatially"}),
+    "inputs and outputs": (
+        lambda s: change(s, POINTWISE, lambda x: x.transpose(0, 1)),
+        {POINTWISE: "inputs and outputs exchanged"},
+    ),
+    "negated": (lambda s: change(s, POINTWISE, torch.neg), {POINTWISE: "negated"}),
+    "zeroed": (lambda s: change(s, POINTWISE, torch.zeros_like), {POINTWISE: "all zero"}),
+    "scaled": (lambda s: change(s, POINTWISE, lambda x: x * 1.25), {POINTWISE: "scaled by 1.25"}),
+    "scaled a little": (
+        lambda s: change(s, f"{NORM}.weight", lambda x: x * (1 + 1e-4)),
+        {f"{NORM}.weight": "scaled by 1.0001"},
+    ),
+    "epsilon folded into the variance": (
+        lambda s: change(s, f"{NORM}.running_var", lambda x: x + (1e-3 - 1e-5)),
+        {f"{NORM}.running_var": "offset by 0.00099"},
+    ),
+    "one element": (nudge, {POINTWISE: "1 of 529984 values differ"}),
+    "half precision": (
+        lambda s: change(s, POINTWISE, lambda x: x.half().float()),
+        {POINTWISE: "lost precision: rounded to float16"},
+    ),
+    "bfloat16": (
+        lambda s: change(s, POINTWISE, lambda x: x.bfloat16().float()),
+        {POINTWISE: "lost precision: rounded to bfloat16"},
+    ),
+    "another type": (lambda s: change(s, POINTWISE, torch.Tensor.double), {POINTWISE: "stored as float64"}),
+    "not finite": (
+        lambda s: change(s, f"{NORM}.bias", lambda x: x.index_fill(0, torch.tensor([3]), torch.nan)),
+        {f"{NORM}.bias": "not finite"},
+    ),
+    "class offset": (
+        lambda s: change(s, "head.fc.bias", lambda x: x.roll(1)),
+        {"head.fc.bias": "shifted by one output (a class offset)"},
+    ),
+    "missing": (lambda s: s.pop(POINTWISE), {POINTWISE: "missing"}),
+    "extra": (lambda s: s.update(mystery=torch.ones(2)), {"mystery": "not part of the network"}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_weight_is_named_with_its_cause(aligned: tuple[Path, State], tmp_path: Path, fault: str) -> None:
+    source, right = aligned
+    state = dict(right)
+    breaks, causes = FAULTS[fault]
+    breaks(state)
+    torch.save(state, tmp_path / "wrong.pth")
+    found = verify(tmp_path / "wrong.pth", source, weights_only=True)
+    assert found.verdict == "failed"
+    assert {item.parameter: item.cause for item in found.faults} == causes
+
+
+def test_right_weights_pass_bit_for_bit(ported: Callable[[str], tuple[Path, Path]]) -> None:
+    for arch, count in (("xception41", 422), ("xception", 236)):
+        source, path = ported(arch)
+        found = verify(path, source, weights_only=True)
+        assert (found.verdict, found.arch, found.parameters, found.faults) == ("verified", arch, count, ())
+
+
+def test_a_full_verification_upgrades_the_manifest(ported: Callable[[str], tuple[Path, Path]]) -> None:
+    source, path = ported("xception41")
+    manifest = path.with_suffix(".json")
+    assert json.loads(manifest.read_text())["parity"] == {"verdict": "unverified"}
+    assert verify(path, source, weights_only=True).verdict == "verified"
+    assert json.loads(manifest.read_text())["parity"] == {"verdict": "unverified"}  # the weights alone are no proof
+    found = verify(path, source, sizes=SMALL)
+    assert found.verdict == "verified"
+    proof = json.loads(manifest.read_text())["parity"]
+    assert (proof["verdict"], proof["sizes"]) == ("verified", [list(SMALL[0])])
+    layers = found.as_json()["layers"]
+    assert len(layers) == 226
+    assert all(layer["passed"] and layer["error"] < 1e-12 for layer in layers)
+
+
+def test_a_wrong_file_fails_in_its_layers_too(aligned: tuple[Path, State], tmp_path: Path) -> None:
+    source, right = aligned
+    state = dict(right)
+    FAULTS["mean and variance swapped"][0](state)
+    torch.save(state, tmp_path / "wrong.pth")
+    found = verify(tmp_path / "wrong.pth", source, sizes=SMALL)
+    assert found.verdict == "failed"
+    assert found.proof is not None
+    first = found.proof.traces[0].first_wrong
+    assert first is not None
+    assert first.module == NORM
+
+
+def test_cadene_names_and_files_without_counters(ported: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    source, path = ported("xception")
+    state = torch.load(path, weights_only=True)
+    old = {name.replace("fc.", "last_linear."): value for name, value in state.items() if "num_batches" not in name}
+    torch.save(old, tmp_path / "cadene.pth")
+    assert verify(tmp_path / "cadene.pth", source, sizes=SMALL).verdict == "verified"
+
+
+def test_a_kept_background_is_recognised(aligned: tuple[Path, State], tmp_path: Path) -> None:
+    source, _ = aligned
+    kept = porting.port(source, "xception41", out=tmp_path, verify=False, keep_background=True)
+    assert verify(kept.path, source, weights_only=True).verdict == "verified"
+    backbone = porting.port(source, "xception41", out=tmp_path, verify=False, backbone_only=True)
+    assert verify(backbone.path, source, weights_only=True).verdict == "verified"
+
+
+def test_another_number_of_classes_is_refused(aligned: tuple[Path, State], tmp_path: Path) -> None:
+    source, right = aligned
+    state = {**right, "head.fc.weight": right["head.fc.weight"][:7], "head.fc.bias": right["head.fc.bias"][:7]}
+    torch.save(state, tmp_path / "few.pth")
+    with pytest.raises(PortingError, match="expected 1000 classes, as the source holds, found 7 classes"):
+        verify(tmp_path / "few.pth", source, weights_only=True)
+
+
+def test_a_file_changed_after_its_manifest_is_refused(aligned: tuple[Path, State], tmp_path: Path) -> None:
+    source, _ = aligned
+    path = porting.port(source, "xception41", out=tmp_path, verify=False).path
+    torch.save({**torch.load(path, weights_only=True), "more": torch.ones(1)}, path)
+    with pytest.raises(PortingError, match="sha256") as caught:
+        verify(path, source, weights_only=True)
+    assert caught.value.kind is porting.ErrorKind.CORRUPT
+
+
+def test_the_command(aligned: tuple[Path, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, right = aligned
+    good, bad, pickled = tmp_path / "good.pth", tmp_path / "bad.pth", tmp_path / "pickled.pth"
+    torch.save(right, good)
+    torch.save({**right, POINTWISE: -right[POINTWISE]}, bad)
+    torch.save({"weight": Path("code")}, pickled)
+    common = ["--src", str(source), "--weights-only"]
+    assert main(["--weights", str(good), *common]) == terminal.DONE
+    assert capsys.readouterr().out.startswith("verified: xception41\n  weights  422 compared bit for bit, 0 differ")
+    assert main(["--weights", str(bad), *common, "--json"]) == terminal.FAILED
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "failed"
+    assert [(item["layer"], item["cause"]) for item in found["faulty"]] == [(POINTWISE, "negated")]
+    assert found["faulty"][0]["variable"].endswith("unit_2/xception_module/separable_conv1_pointwise/weights")
+    assert main(["--weights", str(pickled), *common]) == terminal.FAILED
+    assert "not a state dict that loads with weights_only=True" in capsys.readouterr().err
+    assert main(["--weights", str(tmp_path / "none.pth"), *common]) == terminal.FAILED
+    assert "none.pth: missing: no such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        main(["--weights", str(good), "--src", str(source), "--size", "12"])
+    assert exit_.value.code == terminal.USAGE
