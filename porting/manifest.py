@@ -49,7 +49,7 @@ def read_manifest(path: Path) -> Manifest | None:
     try:
         value = json.loads(path.read_bytes())
         version = value["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise PortingError(
@@ -58,7 +58,18 @@ def read_manifest(path: Path) -> Manifest | None:
             [f"manifest of schema version {version}; this is version {SCHEMA_VERSION}"],
             "Upgrade this project.",
         )
-    return dict(value)
+    return dict(value) if _is_whole(value) else None
+
+
+def _is_whole(value: Mapping[str, Any]) -> bool:
+    """Whether it has what `merged` takes from an older manifest."""
+    nested = isinstance(value.get("parity"), Mapping) and isinstance(value.get("source"), Mapping)
+    return (
+        nested
+        and "verdict" in value["parity"]
+        and "synthetic" in value["source"]
+        and {"content_digest", "labels", "licence", "upstream"} <= value.keys()
+    )
 
 
 def merged(new: Manifest, old: Manifest | None) -> Manifest:
@@ -112,7 +123,7 @@ def _parse_labels(text: str) -> list[str] | None:
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if isinstance(value, Mapping):
         try:
