@@ -248,7 +248,7 @@ FORMS = {
     "lines": "tench\ngoldfish\n\n great white shark \n",
     "list": '["tench", "goldfish", "great white shark"]',
     "pairs": ' [["n01440764", "tench"], ["n01443537", "goldfish"], ["n01484850", "great white shark"]]',
-    "imagenet": '{"0": ["n01440764", "tench"], "2": ["n01484850", "great white shark"], "1": ["n01443537", "goldfish"]}',
+    "imagenet": '{"0": ["n01", "tench"], "2": ["n03", "great white shark"], "1": ["n02", "goldfish"]}',
     "object": '{"0": "tench", "1": "goldfish", "2": "great white shark"}',
 }
 
