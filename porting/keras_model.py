@@ -122,21 +122,44 @@ def _locate(graph: Graph, prefix: str) -> dict[str, str] | None:
     return layers
 
 
+def _settings(layer: Layer) -> dict[str, object]:
+    """What keras.applications sets where another value would compute something else (applications/xception.py)."""
+    if layer.kind == "BatchNormalization":
+        return {"epsilon": rules.BATCH_NORM_EPSILON}
+    if layer.kind == "Activation":
+        return {"activation": "relu"}
+    if layer.kind == "MaxPooling2D":
+        return {"pool_size": 3, "strides": 2, "padding": "same"}
+    if layer.kind not in ("Conv2D", "SeparableConv2D"):
+        return {}
+    stem = layer.name.startswith("block1_")
+    strides = 1 if layer.kind == "SeparableConv2D" or layer.name == "block1_conv2" else 2
+    plain: dict[str, object] = {"use_bias": False, "activation": "linear", "dilation_rate": 1, "groups": 1}
+    return {**plain, "strides": strides, "padding": "valid" if stem else "same", "depth_multiplier": 1}
+
+
 def _check_settings(file: object, graph: Graph, layers: Mapping[str, str]) -> None:
     """A configuration that computes something else than the network is refused before any data is read."""
     defects = []
     for path in layers.values():
         layer = graph[path]
-        if layer.kind == "BatchNormalization":
-            epsilon = layer.config.get("epsilon", rules.BATCH_NORM_EPSILON)
-            if epsilon != rules.BATCH_NORM_EPSILON:
-                defects.append(Defect(path, f"epsilon {epsilon}", f"epsilon {rules.BATCH_NORM_EPSILON}"))
-        if layer.config.get("data_format") == "channels_first":
-            defects.append(Defect(path, "channels_first", "channels_last"))
+        for name, expected in {**_settings(layer), "data_format": "channels_last"}.items():
+            found = _plain(layer.config.get(name, expected))
+            if found != expected:
+                defects.append(Defect(path, f"{name} {found}", f"{name} {expected}"))
     if defects:
         raise PortingError(
             ErrorKind.MISMATCH, file, defects, "This is not keras.applications' Xception; it cannot be ported as one."
         )
+
+
+def _plain(value: object) -> object:
+    """A setting as keras.applications' code gives it: [3, 3] is 3, and a serialized function its name."""
+    if isinstance(value, list) and value and all(item == value[0] for item in value):
+        return value[0]
+    if isinstance(value, Mapping):
+        return value.get("config") if isinstance(value.get("config"), str) else value.get("class_name")
+    return value
 
 
 def consumers_of(graph: Graph) -> dict[str, list[str]]:

@@ -101,8 +101,10 @@ def read_labels(path: Path, classes: int) -> list[str]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise PortingError(ErrorKind.MISSING, path, [f"labels cannot be read: {error}"], "Check the path.") from None
+    except UnicodeDecodeError:
+        raise PortingError(ErrorKind.CORRUPT, path, ["labels that are not UTF-8 text"], "Save them as UTF-8.") from None
     labels = _parse_labels(text)
     if labels is None:
         raise PortingError(
