@@ -21,6 +21,9 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 def run(command: Callable[[], int]) -> int:
     """Run a command's body and turn what it raises into one message and an exit code."""
+    # PyTorch's threads must sleep, not spin, while they wait for TensorFlow's next layer: it needs the same cores.
+    # Read when PyTorch is first imported, which no command does before this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A polite kill unwinds like Ctrl-C does, so that nothing half-written stays.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
