@@ -1,4 +1,4 @@
-"""Has TensorFlow write variants of the golden checkpoints: `python -m tests.checkpoint_writer FOLDER VARIANT...`.
+"""Has TensorFlow write variants of the golden checkpoints: `python -m tests.checkpoint_writer FOLDER`.
 
 A program of its own, because TensorFlow does not belong in the process that runs the tests. Each variant becomes
 FOLDER/VARIANT/model.ckpt: the golden weights of an aligned network, xception41 unless its name says else, with one
@@ -7,17 +7,18 @@ thing changed.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tests.golden_files import FOLDER, golden, variable_shapes
+from tests.golden import recipe
+from tests.golden_files import golden, variable_shapes
 
 Array = npt.NDArray[Any]
 Variables = dict[str, Array]
@@ -29,26 +30,20 @@ VARIANCE = f"{UNIT}/separable_conv2_pointwise/BatchNorm/moving_variance"
 SHADOW = "ExponentialMovingAverage"
 
 
-def _load_recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("golden_recipe", FOLDER / "recipe.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = _load_recipe()
-
-
 def golden_variables(arch: str, seed_offset: int = 0) -> Variables:
     """The golden weights under TensorFlow's names; another offset gives other weights of the same scale."""
+    return dict(_golden_variables(arch, seed_offset))
+
+
+@lru_cache(2)
+def _golden_variables(arch: str, seed_offset: int) -> Variables:
     seed = int(golden(arch)["seed"]) + seed_offset
     return {name: recipe.variable(seed, name, shape) for name, shape in variable_shapes(arch).items()}
 
 
-def write_variants(folder: Path, *variants: str) -> None:
+def write_variants(folder: Path) -> None:
     """Run this program; each variant is then at `folder / variant / "model.ckpt"`."""
-    command = [sys.executable, "-m", "tests.checkpoint_writer", str(folder), *variants]
+    command = [sys.executable, "-m", "tests.checkpoint_writer", str(folder)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -85,7 +80,7 @@ def _headless(variables: Variables) -> None:
 
 def _set(name: str, value: float, dtype: str = "float32") -> Callable[[Variables], None]:
     def change(variables: Variables) -> None:
-        variables[name] = variables[name].astype(dtype)
+        variables[name] = variables[name].astype(dtype)  # a copy: the golden ones are shared
         variables[name].reshape(-1)[7] = value
 
     return change
@@ -114,7 +109,6 @@ def _integers(variables: Variables) -> None:
 
 VARIANTS: dict[str, Callable[[], Variables]] = {
     "golden41": _golden("xception41"),
-    "golden65": _golden("xception65"),
     "golden71": _golden("xception71"),
     "partitioned": _golden(SMALL),
     "sharded": _golden(SMALL),
@@ -154,17 +148,17 @@ def _save_sharded(tf: Any, prefix: Path, variables: Variables, shards: int) -> N
     )
 
 
-def main(folder: Path, variants: list[str]) -> None:
+def main(folder: Path) -> None:
     import tensorflow as tf
 
-    for name in variants:
+    for name, variables in VARIANTS.items():
         prefix = folder / name / "model.ckpt"
         prefix.parent.mkdir()
         if name == "sharded":
-            _save_sharded(tf, prefix, VARIANTS[name](), 3)
+            _save_sharded(tf, prefix, variables(), 3)
         else:
-            _save(tf, prefix, VARIANTS[name](), 3 if name == "partitioned" else 1)
+            _save(tf, prefix, variables(), 3 if name == "partitioned" else 1)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]))

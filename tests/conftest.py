@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# As the commands do (porting/terminal.py): threads that spin while they wait take the cores from TensorFlow.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 from porting.reference import Reference
+from tests.checkpoint_writer import write_variants
 
 torch.set_num_threads(2)
 
@@ -26,3 +33,12 @@ def synthetic_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         return written[arch]
 
     return source
+
+
+@pytest.fixture(scope="session")
+def variant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """`variant(name)`: a checkpoint of golden weights with one thing changed (tests/checkpoint_writer.py)."""
+    folder = tmp_path_factory.mktemp("variants")
+    write_variants(folder)
+    yield lambda name: folder / name / "model.ckpt"
+    shutil.rmtree(folder)  # two gigabytes

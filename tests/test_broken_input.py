@@ -17,29 +17,22 @@ import numpy as np
 import pytest
 
 from porting.convert import main
-from tests.checkpoint_writer import KERNEL, UNIT, VARIANCE, golden_variables, write_variants
+from tests.checkpoint_writer import KERNEL, UNIT, VARIANCE, golden_variables
 
 SHARD = ".data-00000-of-00001"
 
 
 @dataclass(frozen=True)
 class Materials:
-    """Whole sources to break: a folder of checkpoints that TensorFlow wrote, and a `.keras` file."""
+    """Whole sources to break: checkpoints that TensorFlow wrote, and a `.keras` file."""
 
-    variants: Path
+    prefix: Callable[[str], Path]
     keras: Path
-
-    def prefix(self, variant: str) -> Path:
-        return self.variants / variant / "model.ckpt"
 
 
 @pytest.fixture(scope="module")
-def materials(synthetic_source: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Materials]:
-    folder = tmp_path_factory.mktemp("variants")
-    names = ("golden41", "missing", "extra", "shape", "transposed", "integers", "nan", "infinite", "overflow")
-    write_variants(folder, *names, "headless", "sharded")
-    yield Materials(folder, synthetic_source("xception"))
-    shutil.rmtree(folder)
+def materials(variant: Callable[[str], Path], synthetic_source: Callable[[str], Path]) -> Materials:
+    return Materials(variant, synthetic_source("xception"))
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +61,7 @@ def data_file(materials: Materials, _: Path) -> Path:
     return Path(f"{materials.prefix('golden41')}{SHARD}")
 
 
-def variant(name: str, materials: Materials, _: Path) -> Path:
+def checkpoint(name: str, materials: Materials, _: Path) -> Path:
     return materials.prefix(name)
 
 
@@ -164,27 +157,27 @@ CASES = [
     Case("truncated shard", truncated_shard, (f"model.ckpt{SHARD}", "corrupt", "50000000", "108347684")),
     Case("flipped bit", flipped_bit, (KERNEL, "corrupt", "crc32c", "Fetch or copy the file again"), DATA),
     Case("truncated index", truncated_index, ("model.ckpt.index: corrupt",)),
-    Case("wrong arch", partial(variant, "golden41"),
+    Case("wrong arch", partial(checkpoint, "golden41"),
          ("network: expected xception65, found xception41", "Use --arch xception41."), ("--arch", "xception65")),
     Case("wrong arch, a Keras file", keras_file,
          ("network: expected xception71, found xception", "Use --arch xception."), ("--arch", "xception71")),
-    Case("wrong arch and no head", partial(variant, "headless"),
+    Case("wrong arch and no head", partial(checkpoint, "headless"),
          ("Use --arch xception41 --backbone-only",), ("--arch", "xception71")),
-    Case("missing variables", partial(variant, "missing"),
+    Case("missing variables", partial(checkpoint, "missing"),
          ("2 defects", f"{KERNEL}: expected shape [1, 1, 728, 728], found no such variable",
           f"{VARIANCE}: expected shape [728], found no such variable", "xception41 is the nearest")),
-    Case("extra variable", partial(variant, "extra"),
+    Case("extra variable", partial(checkpoint, "extra"),
          (f"{UNIT}/separable_conv4_pointwise/weights: a variable that xception41 does not have, of shape",)),
-    Case("wrong shape", partial(variant, "shape"),
+    Case("wrong shape", partial(checkpoint, "shape"),
          (f"{KERNEL}: expected shape [1, 1, 728, 728], found shape [1, 1, 728, 700]",)),
-    Case("same size, other shape", partial(variant, "transposed"),
+    Case("same size, other shape", partial(checkpoint, "transposed"),
          ("depthwise_weights: expected shape [3, 3, 728, 1], found shape [3, 3, 1, 728]",)),
-    Case("integers", partial(variant, "integers"), (f"{VARIANCE}: expected a floating-point type, found int32",)),
-    Case("NaN", partial(variant, "nan"),
+    Case("integers", partial(checkpoint, "integers"), (f"{VARIANCE}: expected a floating-point type, found int32",)),
+    Case("NaN", partial(checkpoint, "nan"),
          (f"{KERNEL}: expected finite values, found 1 of 529984 not finite", "nan"), DATA),
-    Case("infinite", partial(variant, "infinite"),
+    Case("infinite", partial(checkpoint, "infinite"),
          (f"{VARIANCE}: expected finite values, found 1 of 728", "-inf"), DATA),
-    Case("too large for float32", partial(variant, "overflow"),
+    Case("too large for float32", partial(checkpoint, "overflow"),
          (f"{KERNEL}: expected finite values, found 1 of", "inf"), DATA),
     Case("truncated .keras", truncated_keras, ("half.keras: corrupt", "Fetch or copy the file again"), KERAS),
     Case("truncated .h5", truncated_h5,
@@ -193,7 +186,7 @@ CASES = [
          ("small.h5: mismatch", "block1_conv1/kernel", "No network fits"), KERAS),
     Case("not weights at all", text_file, ("weights.h5: unsupported", "<html>"), KERAS),
     Case("a seed that is none", lambda *_: Path("synthetic:many"), ("synthetic:many", "whole number", "synthetic:7")),
-    Case("no shadows", partial(variant, "golden41"),
+    Case("no shadows", partial(checkpoint, "golden41"),
          ("--ema", "no ExponentialMovingAverage", "Leave --ema out"), ("--arch", "xception41", "--ema")),
 ]  # fmt: skip
 
@@ -252,7 +245,7 @@ def test_a_whole_source_passes_the_same_table(materials: Materials, tmp_path: Pa
         (b"[1, 2, 3]", ("corrupt", "not a list of labels")),
         (b'["one", ', ("corrupt", "not a list of labels")),
         (b'{"1": "one", "2": "two"}', ("corrupt", "not a list of labels")),
-        (b"\xff\xfe\x00garbage", ("labels cannot be read",)),
+        (b"\xff\xfe\x00garbage", ("corrupt", "not UTF-8")),
     ],
     ids=["missing", "count", "numbers", "broken JSON", "gaps", "garbage"],
 )

@@ -82,9 +82,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "whole_group"),
-    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
-    ids=["Ctrl-C", "SIGINT", "SIGTERM"],
+    ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)], ids=["Ctrl-C", "SIGTERM"]
 )
 def test_an_interrupted_port_leaves_nothing(
     verifying: Callable[[], subprocess.Popen[str]],
@@ -136,9 +134,9 @@ def test_a_killed_command_takes_its_reference_with_it(
 
 def test_two_ports_at_once_make_one_file(synthetic_source: Callable[[str], Path], tmp_path: Path) -> None:
     arguments = ("--src", synthetic_source(ARCH), "--arch", ARCH, "--out", tmp_path / "out", "--no-verify")
-    processes = [start_convert(*arguments) for _ in range(3)]
+    processes = [start_convert(*arguments) for _ in range(2)]
     results = [ended(process) for process in processes]
-    assert [code for code, _, _ in results] == [0, 0, 0], results
+    assert [code for code, _, _ in results] == [0, 0], results
     (path,) = {Path(out.strip()) for _, out, _ in results}
     assert sorted((tmp_path / "out").iterdir()) == [path.with_suffix(".json"), path]
     assert json.loads(path.with_suffix(".json").read_text())["files"][0]["bytes"] == path.stat().st_size
