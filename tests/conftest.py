@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,27 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from porting import pipeline, verification
 from porting.reference import Reference
 from tests.checkpoint_writer import write_variants
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def _kept_reference() -> Iterator[Reference]:
+    with Reference("tests") as reference:
+        yield reference
+
+
+@pytest.fixture
+def one_reference(_kept_reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports and verifications of this test share the session's TensorFlow, whose start costs more than most proofs.
+
+    test_convert and test_emission start and end it as users do.
+    """
+    for module in (pipeline, verification):
+        monkeypatch.setattr(module, "Reference", lambda file: nullcontext(_kept_reference))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ import pytest
 import porting
 from porting import PortingError, recognition
 
+pytestmark = pytest.mark.usefixtures("one_reference")
+
 WRITER = Path(__file__).with_name("container_writer.py")
 
 

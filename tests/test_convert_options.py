@@ -65,6 +65,7 @@ def test_slices_and_shards_are_put_together(variant: Callable[[str], Path], tmp_
     assert parts.manifest["source"]["digest"] != whole.manifest["source"]["digest"]
 
 
+@pytest.mark.usefixtures("one_reference")
 def test_shadows_are_taken_only_when_asked(variant: Callable[[str], Path], tmp_path: Path) -> None:
     plain, shadowed = golden_variables(ARCH), golden_variables(ARCH, seed_offset=100)
     default = quick(variant("ema"), tmp_path / "default")
@@ -198,6 +199,7 @@ def test_a_bar_on_a_terminal(variant: Callable[[str], Path], tmp_path: Path) -> 
 # --- asked twice ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_reference")
 def test_a_verdict_is_raised_and_never_lowered(variant: Callable[[str], Path], tmp_path: Path) -> None:
     def run(**options: Any) -> tuple[PortResult, int, dict[str, Any]]:
         # Shadows, so that the proof shows as well that the reference takes them too.

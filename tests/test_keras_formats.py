@@ -22,6 +22,8 @@ from porting.keras_model import KerasModel, find_xception
 from tests.commands import ROOT
 from tests.keras_model_writer import CLASSES, FORMATS, RESCALING, SIZE
 
+pytestmark = pytest.mark.usefixtures("one_reference")
+
 BOUND = 2e-5  # of the largest; both sides compute in float32
 
 

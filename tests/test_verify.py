@@ -14,6 +14,8 @@ from porting import PortingError, terminal
 from porting.verification import verify
 from porting.verify import main
 
+pytestmark = pytest.mark.usefixtures("one_reference")
+
 State = dict[str, torch.Tensor]
 SMALL = [(75, 86)]
 DEPTHWISE = "blocks.3.stack.conv2.conv_dw.weight"
