@@ -80,7 +80,9 @@ def computed(keras: Any, model: Any, seed: int) -> dict[str, Any]:
         head = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
         head.activation = keras.activations.linear  # it is saved by now
         outputs = [head.input, head(head.input)]
-    values = keras.Model(model.inputs, outputs).predict(image, verbose=0)
+    whole = keras.Model(model.inputs, outputs)
+    whole.compile(run_eagerly=True)  # one image is not worth tracing a graph for
+    values = whole.predict(image, verbose=0)
     values = values if isinstance(values, list) else [values]
     return {"image": image, **dict(zip(names, values, strict=True))}
 
