@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -54,6 +55,26 @@ def prepare_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Let one process at a time look at a folder's manifests and replace them, so that none undoes another's verdict.
+
+    The folder itself is locked: nothing is left to clean up, and a process that dies holds nothing.
+    """
+    with _output_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):  # file systems without locks
+                os.close(descriptor)
+                raise
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

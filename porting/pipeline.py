@@ -123,6 +123,7 @@ def port(
             proof = prove(recognised, plan, reference, Path(file.name), content, watch)
         digest = artifact.file_digest(Path(file.name))
         manifest = _manifest(recognised, plan, origin, proof, names, content)
+        stack.enter_context(artifact.one_writer(folder))
         final, there = artifact.final_path(folder, _PREFIXES[arch], digest)
         size = Path(file.name).stat().st_size
         manifest["files"] = [{"name": final.name, "format": "pth", "bytes": size, "sha256": digest}]

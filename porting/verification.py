@@ -132,6 +132,8 @@ def verify(
             proof = compare(recognised, plan, reference, model, chosen, watch)
         passed = not faults and (weights_only or (proof is not None and proof.passed))
         if passed and proof and manifest:
+            stack.enter_context(artifact.one_writer(weights.absolute().parent))
+            manifest = read_manifest(manifest_path(weights)) or manifest  # another process may have written meanwhile
             upgraded = merged({**manifest, "parity": {"verdict": VERIFIED, **proof.summary()}}, manifest)
             if upgraded != manifest:
                 file = stack.enter_context(artifact.temporary_file(weights.absolute().parent))

@@ -7,8 +7,11 @@ import hashlib
 import json
 import os
 import pickle
+import select
 import stat
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,3 +276,23 @@ def test_code_in_a_state_dict_is_refused(tmp_path: Path) -> None:
     assert not flag.exists()
     torch.load(path, weights_only=False)  # negative control: it would have run
     assert flag.exists()
+
+
+def test_one_writer_waits_for_the_other(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from porting.artifact import one_writer\n"
+        "with one_writer(Path(sys.argv[1])):\n    print('in', flush=True); sys.stdin.readline()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "in\n"
+    second = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert second.stdout is not None
+    assert select.select([second.stdout], [], [], 0.5)[0] == []  # it waits
+    first.kill()  # a process that dies holds nothing
+    first.communicate()
+    assert second.stdout.readline() == "in\n"
+    second.communicate("\n")
+    assert second.returncode == 0
+    assert list(tmp_path.iterdir()) == []
