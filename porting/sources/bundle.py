@@ -23,7 +23,7 @@ from porting.sources.protobuf import WireError, varint
 from porting.sources.tensorflow_types import as_array, check_readable
 
 _OPEN_SHARDS = 64  # descriptors kept at once
-_PIECE = 1 << 19  # bytes read before they are summed, so that the sum finds them in the cache
+_PIECE = 1 << 20  # bytes read before they are summed, so that the sum finds them in the cache
 
 
 class BundleSource(TensorSource):
