@@ -75,10 +75,7 @@ def compare_weights(plan: Plan, source: TensorSource, contents: Contents, state:
 
 
 def _converted(rule: Rule, source: TensorSource, contents: Contents) -> Array:
-    values = rule.convert(source.read(contents.own(rule.variable)))
-    result = np.empty(values.shape, np.float32)
-    np.copyto(result, values, casting="same_kind")
-    return result
+    return rule.float32(source.read(contents.own(rule.variable)))
 
 
 def _digest(array: Array) -> str:

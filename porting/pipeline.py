@@ -151,10 +151,7 @@ def read_weights(plan: Plan, source: TensorSource, contents: Contents, progress:
     state: dict[str, Any] = {}
     for rule in plan.table.rules:
         own = contents.own(rule.variable)
-        values = rule.convert(source.read(own))
-        target = np.empty(values.shape, np.float32)
-        with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinite, which is refused below
-            np.copyto(target, values, casting="same_kind")
+        target = rule.float32(source.read(own))
         _check_finite(source, own, target)
         state[rule.parameter] = torch.from_numpy(target)
         if rule.parameter.endswith(".running_var"):

@@ -78,6 +78,16 @@ class Rule:
         """The parameter's values for a variable's, as a view where possible."""
         return self.layout.apply(array)[self.skip :]
 
+    def float32(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The parameter's values as a new float32 array; float64 beyond its range becomes infinite."""
+        import numpy as np
+
+        values = self.convert(array)
+        result: npt.NDArray[Any] = np.empty(values.shape, np.float32)
+        with np.errstate(over="ignore"):
+            np.copyto(result, values, casting="same_kind")
+        return result
+
     @property
     def target_shape(self) -> Shape:
         """The parameter's shape, found by running the layout on a dummy that has no storage."""

@@ -237,3 +237,10 @@ def test_proving_a_table_needs_no_storage() -> None:
 def test_an_unknown_network_is_no_table() -> None:
     with pytest.raises(KeyError):
         rules.table("xception99", None)
+
+
+def test_float64_beyond_float32_becomes_infinite_without_a_warning() -> None:
+    rule = Rule("x", (2,), Layout.SAME, "x")
+    values = rule.float32(np.array([1e300, 0.5]))  # pytest turns a warning into an error
+    assert values.dtype == np.float32
+    assert values.tolist() == [np.inf, 0.5]
