@@ -1,0 +1,147 @@
+"""What a rule table is made of: rules with their layouts, trace points, and the tables that hold them.
+
+A table knows every name and shape of a network, so that a plan can be proved without torch and before data is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Shape = tuple[int, ...]
+
+
+class Layout(Enum):
+    """How a variable's axes become a parameter's. H, W: kernel; I: inputs; O: outputs; C: channels; M: multiplier."""
+
+    SAME = "same"
+    HWIO_TO_OIHW = "HWIO to OIHW"
+    HWCM_TO_OIHW = "HWCM to (C*M)1HW"  # depthwise: output channel c*M+m
+    IO_TO_OI = "IO to OI"
+    HWIO_TO_OI = "11IO to OI"  # a 1x1 convolution on pooled features is a dense layer
+
+    def apply(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The array in PyTorch's layout; a view wherever one exists."""
+        result = array
+        if self is Layout.HWIO_TO_OIHW:
+            result = array.transpose(3, 2, 0, 1)
+        elif self is Layout.HWCM_TO_OIHW:
+            height, width, channels, multiplier = array.shape
+            result = array.transpose(2, 3, 0, 1).reshape(channels * multiplier, 1, height, width)
+        elif self is Layout.IO_TO_OI:
+            result = array.transpose(1, 0)
+        elif self is Layout.HWIO_TO_OI:
+            if array.shape[:2] != (1, 1):
+                raise ValueError(f"a 1x1 kernel was expected, found {array.shape}")
+            result = array[0, 0].transpose(1, 0)
+        return result
+
+
+class Role(Enum):
+    """What a variable is to the network."""
+
+    WEIGHT = "weight"  # learned
+    STATISTIC = "BN statistic"  # a batch norm's running mean or variance
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One variable becomes one parameter or buffer.
+
+    Attributes:
+        variable: TensorFlow's name, without ":0".
+        shape: the variable's shape.
+        layout: the change of axes.
+        parameter: key in the state dict.
+        skip: leading outputs left out (1 where a background class is dropped).
+        role: learned, or a running statistic.
+    """
+
+    variable: str
+    shape: Shape
+    layout: Layout
+    parameter: str
+    skip: int = 0
+    role: Role = Role.WEIGHT
+
+    def convert(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The parameter's values for a variable's, as a view where possible."""
+        return self.layout.apply(array)[self.skip :]
+
+    def float32(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The parameter's values as a new float32 array; float64 beyond its range becomes infinite."""
+        import numpy as np
+
+        values = self.convert(array)
+        result: npt.NDArray[Any] = np.empty(values.shape, np.float32)
+        with np.errstate(over="ignore"):
+            np.copyto(result, values, casting="same_kind")
+        return result
+
+    @property
+    def target_shape(self) -> Shape:
+        """The parameter's shape, found by running the layout on a dummy that has no storage."""
+        import numpy as np  # only here: the names of the networks must cost a command's --help nothing
+
+        return self.convert(np.broadcast_to(np.zeros((), np.float32), self.shape)).shape
+
+
+@dataclass(frozen=True)
+class TracePoint:
+    """One activation of the reference and the PyTorch module whose output must equal it."""
+
+    name: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything that is known about one network's names.
+
+    Attributes:
+        rules: in the order in which the network uses the variables.
+        trace: activations to compare, in the order in which PyTorch computes them.
+        pooled: the trace point of the pooled features.
+        logits: the trace point of the classifier; absent for a backbone.
+        head: variables of the classifier, whether the table maps them or not.
+    """
+
+    arch: str
+    rules: tuple[Rule, ...]
+    trace: tuple[TracePoint, ...]
+    pooled: TracePoint
+    logits: TracePoint | None
+    head: tuple[str, str]
+
+    @property
+    def points(self) -> tuple[TracePoint, ...]:
+        """Every activation to compare, the output last."""
+        return (*self.trace, self.pooled, *([self.logits] if self.logits else []))
+
+
+@dataclass(frozen=True)
+class Head:
+    """The classifier of a source: how many outputs are stored, and how many leading ones are left out."""
+
+    classes: int
+    skip: int = 0
+
+
+FEATURES = 2048  # channels of the last map, which the pooled features have
+BATCH_NORM_EPSILON = 1e-3  # both TF-Slim's networks and Keras's are built with it
+
+
+def batch_norm_rules(scope: str, module: str, channels: int) -> Iterator[Rule]:
+    """The four variables of a batch norm, by the leaf names that TF-Slim and Keras share."""
+    for leaf, parameter, role in (
+        ("gamma", "weight", Role.WEIGHT),
+        ("beta", "bias", Role.WEIGHT),
+        ("moving_mean", "running_mean", Role.STATISTIC),
+        ("moving_variance", "running_var", Role.STATISTIC),
+    ):
+        yield Rule(f"{scope}/{leaf}", (channels,), Layout.SAME, f"{module}.{parameter}", role=role)
