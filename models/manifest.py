@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import ModelError
+from models.heads import Chain, read_chain
 from models.info import Preprocessing
 
 SCHEMA_VERSION = 1
@@ -17,8 +18,9 @@ SCHEMA_VERSION = 1
 class Manifest:
     """What `<stem>.json` says about `<stem>.pth`.
 
-    `labels` are the class names in order, where the weights have their own; `sha256` is None where the
-    manifest does not list the file.
+    `labels` are the class names in order, where the weights have their own (two of them may name the two sides of a
+    single sigmoid output); `sha256` is None where the manifest does not list the file; `activation` is what the
+    source applies to the logits, where it says; `chain` is the classifier where it is more than one dense layer.
     """
 
     path: Path
@@ -30,6 +32,8 @@ class Manifest:
     preprocessing: Preprocessing
     synthetic: bool
     sha256: str | None
+    activation: str | None = None
+    chain: Chain | None = None
 
 
 def _preprocessing(entry: dict[str, Any]) -> Preprocessing:
@@ -48,6 +52,25 @@ def _preprocessing(entry: dict[str, Any]) -> Preprocessing:
     return found
 
 
+def _head(path: Path, entry: dict[str, Any]) -> tuple[str | None, Chain | None]:
+    """The recorded activation, and the chain where the classifier is one."""
+    head = entry.get("head")
+    if not isinstance(head, dict):
+        return None, None
+    activation = head.get("activation")
+    chain = None
+    if head.get("kind") == "chain":
+        try:
+            chain = read_chain(head)
+            if chain.num_classes != int(entry["num_classes"]):
+                raise ModelError(f"head: expected {entry['num_classes']} classes, found {chain.num_classes}")
+            if entry["arch"] != "xception":
+                raise ModelError(f"head: a chain is expected of xception alone, found {entry['arch']}")
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}; port the file again") from None
+    return None if activation is None else str(activation), chain
+
+
 def read_manifest(path: Path, weights: str) -> Manifest:
     """The manifest `path`, as far as it concerns the file named `weights`.
 
@@ -64,6 +87,7 @@ def read_manifest(path: Path, weights: str) -> Manifest:
         digests = [str(file["sha256"]) for file in entry["files"] if file["name"] == weights]
         bn_eps = entry["variant"].get("bn_eps")
         labels = entry.get("labels")
+        activation, chain = _head(path, entry)
         manifest = Manifest(
             path=path,
             arch=str(entry["arch"]),
@@ -74,6 +98,8 @@ def read_manifest(path: Path, weights: str) -> Manifest:
             preprocessing=_preprocessing(entry["preprocessing"]),
             synthetic=bool((entry.get("source") or {}).get("synthetic", False)),
             sha256=digests[0] if digests else None,
+            activation=activation,
+            chain=chain,
         )
     except ModelError:
         raise
@@ -84,6 +110,8 @@ def read_manifest(path: Path, weights: str) -> Manifest:
         raise ModelError(
             f"{path}: not a manifest of this project: {what}; move it away to load the weights without it"
         ) from error
-    if manifest.labels is not None and len(manifest.labels) != manifest.num_classes:
+    two_sides = manifest.num_classes == 1 and manifest.activation in (None, "sigmoid")
+    counts = {manifest.num_classes, 2} if two_sides else {manifest.num_classes}
+    if manifest.labels is not None and len(manifest.labels) not in counts:
         raise ModelError(f"{path}: labels: expected {manifest.num_classes}, found {len(manifest.labels)}")
     return manifest

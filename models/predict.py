@@ -19,7 +19,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", 
 
 @dataclass(frozen=True)
 class Guess:
-    """One class and its probability."""
+    """One class and its probability: what the source's own last activation gives, softmax where it has none."""
 
     index: int
     label: str
@@ -71,6 +71,7 @@ def predict(paths: Sequence[Path], weights: str, topk: int, batch_size: int) -> 
         raise ModelError("reading images needs Pillow: pip install pillow") from error
     import torch
 
+    from models.heads import apply_activation, named_probabilities
     from models.inference import optimize_for_inference
     from models.preprocess import EvaluationTransform, labels_for
     from models.registry import create_model
@@ -83,6 +84,7 @@ def predict(paths: Sequence[Path], weights: str, topk: int, batch_size: int) -> 
         raise ModelError(f"{weights}: these weights have no classifier: port them without --backbone-only")
     model = optimize_for_inference(create_model(read.arch, pretrained=weights, folded=read.folded))
     labels = model.labels or labels_for(read.num_classes)
+    activation = read.manifest.activation if read.manifest else None
     transform = EvaluationTransform(model.preprocessing)
 
     def load(path: Path) -> torch.Tensor | ModelError:
@@ -99,13 +101,14 @@ def predict(paths: Sequence[Path], weights: str, topk: int, batch_size: int) -> 
         if tensors:
             with torch.inference_mode():
                 stacked = torch.stack(tensors).contiguous(memory_format=torch.channels_last)
-                top = model(stacked).double().softmax(1).topk(min(topk, read.num_classes))
-            values, indices = iter(top.values.tolist()), iter(top.indices.tolist())
+                values = named_probabilities(apply_activation(model(stacked), activation), activation, len(labels))
+            top = values.topk(min(topk, len(labels)))
+            best, indices = iter(top.values.tolist()), iter(top.indices.tolist())
         for path, one in zip(batch, inputs, strict=True):
             if isinstance(one, ModelError):
                 yield one
                 continue
-            pairs = zip(next(indices), next(values), strict=True)
+            pairs = zip(next(indices), next(best), strict=True)
             yield Prediction(str(path), tuple(Guess(index, labels[index], value) for index, value in pairs))
 
 

@@ -7,14 +7,16 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.download import fetch, is_url
 from models.errors import ModelError
+from models.heads import attach, read_chain
 from models.info import MODELS, resolve_name
-from models.layers import pooling_named
+from models.layers import Pooling, pooling_named
 from models.weights import Weights, find_weights, read_weights
 from models.xception import Xception
 from models.xception_aligned import XCEPTION41, XCEPTION65, XCEPTION71, XceptionAligned
@@ -71,7 +73,12 @@ def _load(network: Network, weights: Weights, state: dict[str, Tensor]) -> None:
 
 
 def _check_arguments(
-    num_classes: int | None, in_chans: int, features_only: bool, indices: object, pool: str, rates: Mapping[str, float]
+    num_classes: int | None,
+    in_chans: int,
+    features_only: bool,
+    indices: object,
+    pool: str | None,
+    rates: Mapping[str, float],
 ) -> None:
     if num_classes is not None and num_classes < 0:
         raise ModelError(f"num_classes: expected 0 or more, found {num_classes}")
@@ -88,6 +95,18 @@ def _check_arguments(
         )
 
 
+def untrained(arch: str, num_classes: int, chain: Mapping[str, Any] | None = None, output_stride: int = 32) -> Network:
+    """A new network, its classifier the chain that a manifest's `head` describes where one is given.
+
+    Raises:
+        ModelError: a chain that is impossible, or no network of this name.
+    """
+    network = create_model(arch, num_classes=0 if chain else num_classes, output_stride=output_stride)
+    if chain:
+        attach(network, read_chain(chain))
+    return network
+
+
 def create_model(
     name: str,
     pretrained: bool | str | os.PathLike[str] = False,
@@ -96,7 +115,7 @@ def create_model(
     output_stride: int = 32,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
-    global_pool: str = "avg",
+    global_pool: str | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     folded: bool = False,
@@ -107,12 +126,14 @@ def create_model(
         name: one of `list_models()`, or an alias.
         pretrained: a `.pth` file, its URL, or True for the one in $PORTING_WEIGHTS (`checkpoints/` unless set).
         num_classes: classes; None for the weights' own, else 1000; 0 for the pooled features (N, 2048). Where it is
-            not the weights' own number, everything but the classifier is loaded, and a log message says so.
+            not the weights' own number, everything but the classifier is loaded, and a log message says so. A
+            classifier of several layers is rebuilt from the manifest beside the weights.
         in_chans: channels; other than 3 adapts the first convolution.
         output_stride: 32; the aligned networks also take 16 and 8.
         features_only: the network returns a list of maps, those of `feature_info`.
         out_indices: which of the five maps, all by default.
-        global_pool: "avg", "max", "avgmax", or "" (with num_classes=0) for the map itself.
+        global_pool: "avg", "max", "avgmax", or "" (with num_classes=0) for the map itself; None for the weights' own,
+            else "avg".
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
         folded: biased convolutions without batch norm; takes folded weights.
@@ -123,12 +144,13 @@ def create_model(
     arch = resolve_name(name)
     rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
     _check_arguments(num_classes, in_chans, features_only, out_indices, global_pool, rates)
+    pool = None if global_pool is None else pooling_named(global_pool)
     indices = range(5) if features_only and out_indices is None else out_indices
     build = partial(
         BUILDERS[arch],
         in_chans=in_chans,
         output_stride=output_stride,
-        global_pool=pooling_named(global_pool),
+        global_pool=Pooling.AVG if pool is None else pool,
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
         folded=folded,
@@ -149,8 +171,16 @@ def create_model(
     first = f"{MODELS[arch].first_conv}.weight"
     if first in state:
         state[first] = adapt_first_conv(state[first], in_chans)
+    chain = weights.manifest.chain if weights.manifest and not features_only else None
+    if weights.is_chain and chain is None and not features_only:
+        raise ModelError(
+            f"{weights.path}: a classifier of several layers, which the manifest beside it describes: put the "
+            f"{weights.path.with_suffix('.json').name} that was written with it back there"
+        )
     with torch.device("meta"):  # nothing is initialised that the weights then replace
-        network = build(num_classes=weights.num_classes)
+        network = build(num_classes=0 if chain else weights.num_classes)
+        if chain:
+            attach(network, chain, pool)
     _load(network, weights, state)
     if num_classes is not None and num_classes != weights.num_classes and not features_only:
         if num_classes > 0:

@@ -24,6 +24,9 @@ DEFAULT_FOLDER = "checkpoints"
 # torch.hub's convention: the digest's first characters end the name. Eight are ours; older published files have nine.
 _DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 
+# A classifier that is an nn.Sequential at `fc`: its modules' positions.
+_CHAIN_KEY = re.compile(r"fc\.(\d+)\.")
+
 _UNITS = {13: "xception41", 21: "xception65", 23: "xception71"}
 
 
@@ -37,6 +40,11 @@ class Weights:
     num_classes: int
     folded: bool
     manifest: Manifest | None
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether the classifier is more than one dense layer, which only the manifest describes in full."""
+        return any(_CHAIN_KEY.match(key) for key in self.state)
 
 
 def sha256(path: Path) -> str:
@@ -89,6 +97,16 @@ def arch_of(state: Mapping[str, Tensor]) -> str | None:
     return _UNITS.get(len(units)) if "stem.0.conv.weight" in state else None
 
 
+def classes_of(state: Mapping[str, Tensor]) -> int:
+    """Outputs of the classifier in a state dict; 0 where there is none."""
+    dense = next((state[key] for key in ("head.fc.weight", "fc.weight") if key in state), None)
+    if dense is not None:
+        return int(dense.shape[0])
+    chain = ((_CHAIN_KEY.match(key), tensor) for key, tensor in state.items())
+    rows = [(int(found.group(1)), int(tensor.shape[0])) for found, tensor in chain if found and tensor.ndim]
+    return max(rows, default=(0, 0))[1]
+
+
 def read_weights(file: str | os.PathLike[str]) -> Weights:
     """Read a `.pth` file, after checking its sha256 against its name and its manifest, as far as they state one.
 
@@ -104,12 +122,11 @@ def read_weights(file: str | os.PathLike[str]) -> Weights:
     manifest = read_manifest(beside, path.name) if path.suffix != ".json" and beside.is_file() else None
     _verify(path, manifest)
     state = _load(path)
-    classifier = next((state[key] for key in ("head.fc.weight", "fc.weight") if key in state), None)
     weights = Weights(
         path=path,
         state=state,
         arch=arch_of(state),
-        num_classes=0 if classifier is None else int(classifier.shape[0]),
+        num_classes=classes_of(state),
         folded="stem.0.conv.bias" in state or "conv1.bias" in state,
         manifest=manifest,
     )

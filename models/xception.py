@@ -199,7 +199,7 @@ class Xception(nn.Module):
         return self.forward_maps(x) if self.features_only else self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """The dense layer, or an identity where there is none."""
+        """The dense layer, the layers of a head that is a chain, or an identity where there is none."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

@@ -89,4 +89,4 @@ def layer_name_contents(source: TensorSource) -> Contents:
     specs = {name: replace(source.specs[own], name=name) for name, own in named.items()}
     specs |= {own: source.specs[own] for own in outside if own not in head.values()}
     layers = {own: own.rpartition("/")[0] for own in outside if own not in head.values()}
-    return Contents(str(source.path), specs, named, tuple(explained), layers, listed, problem)
+    return Contents(str(source.path), specs, named, tuple(explained), layers, listed, (problem,) if problem else ())

@@ -73,6 +73,20 @@ def read_graph(file: object, model: Mapping[str, Any]) -> Graph:
     return graph
 
 
+def consumers_of(graph: Graph) -> dict[str, list[str]]:
+    """For each layer, the layers that take its output."""
+    consumers: dict[str, list[str]] = {}
+    for path, layer in graph.items():
+        for source in layer.inputs:
+            consumers.setdefault(source, []).append(path)
+    return consumers
+
+
+def describe(layer: Layer) -> str:
+    """A layer as messages name it."""
+    return f"{layer.path} ({layer.kind})"
+
+
 def _open_model(
     graph: Graph, model: Mapping[str, Any], path: str, store: str, feeds: tuple[str, ...] | None, depth: int
 ) -> list[str]:

@@ -12,29 +12,8 @@ from dataclasses import dataclass
 
 from porting import rules
 from porting.errors import Defect, ErrorKind, PortingError, unsupported
-from porting.keras_graph import Graph, Layer
-
-# Layers that pass their input on unchanged at inference.
-_IDENTITIES = frozenset(
-    {"InputLayer", "Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "AlphaDropout"}
-)
-
-
-@dataclass(frozen=True)
-class HeadChain:
-    """What follows the features.
-
-    Attributes:
-        layers: every layer after the features, "name (Class)", in the model's order.
-        dense: path of the one dense layer on the pooled features, "" where the head is anything else.
-        activation: what is applied to its output ("softmax", ...), "" for none; not part of a port.
-        problem: why the head is not one dense layer on the pooled features; "" where it is.
-    """
-
-    layers: tuple[str, ...] = ()
-    dense: str = ""
-    activation: str = ""
-    problem: str = ""
+from porting.keras_graph import Graph, Layer, consumers_of, describe
+from porting.keras_head import IDENTITIES, HeadChain, head_chain
 
 
 @dataclass(frozen=True)
@@ -93,7 +72,7 @@ def find_xception(
         return None
     _check_settings(file, graph, layers)
     features = layers[rules.KERAS_FEATURES]
-    return KerasModel(layers, _head(graph, features), _inputs(graph, graph[found[0]], statistics))
+    return KerasModel(layers, head_chain(graph, features), _inputs(graph, graph[found[0]], statistics))
 
 
 def _locate(graph: Graph, prefix: str) -> dict[str, str] | None:
@@ -162,64 +141,6 @@ def _plain(value: object) -> object:
     return value
 
 
-def consumers_of(graph: Graph) -> dict[str, list[str]]:
-    """For each layer, the layers that take its output."""
-    consumers: dict[str, list[str]] = {}
-    for path, layer in graph.items():
-        for source in layer.inputs:
-            consumers.setdefault(source, []).append(path)
-    return consumers
-
-
-def _describe(layer: Layer) -> str:
-    return f"{layer.path} ({layer.kind})"
-
-
-def _head(graph: Graph, features: str) -> HeadChain:
-    consumers = consumers_of(graph)
-    after: list[str] = []
-    frontier = [features]
-    while frontier:
-        frontier = [path for source in frontier for path in consumers.get(source, ()) if path not in after]
-        after += dict.fromkeys(frontier)
-    # Everything that is neither before the features nor after them feeds a second branch.
-    listed = tuple(_describe(graph[path]) for path in after if graph[path].kind != "InputLayer")
-    dense, activation, pooled = "", "", False
-    at = features
-    while consumers.get(at):
-        if len(consumers[at]) > 1:
-            return HeadChain(listed, problem=f"{len(consumers[at])} layers take the output of {at}")
-        layer = graph[consumers[at][0]]
-        at = layer.path
-        if len(layer.inputs) > 1:
-            return HeadChain(listed, problem=f"{_describe(layer)} has {len(layer.inputs)} inputs")
-        if layer.kind in _IDENTITIES or (layer.kind == "Flatten" and pooled):
-            continue
-        if layer.kind == "GlobalAveragePooling2D" and not pooled and not layer.config.get("keepdims"):
-            pooled = True
-        elif layer.kind == "Dense" and pooled and not dense and layer.config.get("use_bias", True):
-            dense, activation = at, _activation(layer)
-        elif layer.kind in ("Activation", "Softmax") and dense and not activation:
-            activation = _activation(layer)
-        else:
-            return HeadChain(
-                listed, problem=f"{_describe(layer)} is not part of one dense layer on the pooled features"
-            )
-    if not dense:
-        return HeadChain(listed, problem="no dense layer on the pooled features")
-    return HeadChain(listed, dense, activation)
-
-
-def _activation(layer: Layer) -> str:
-    if layer.kind == "Softmax":
-        return "softmax"
-    value = layer.config.get("activation", "linear")
-    if isinstance(value, Mapping):  # a function of the user's own, or an activation layer
-        value = value.get("config") if value.get("class_name") == "function" else value.get("class_name", "unknown")
-    name = str(value)
-    return "" if name == "linear" else name
-
-
 def _inputs(graph: Graph, first: Layer, statistics: Callable[[Layer], Sequence[Sequence[float]] | None]) -> InputChain:
     chain: list[Layer] = []
     layer = first
@@ -234,7 +155,7 @@ def _inputs(graph: Graph, first: Layer, statistics: Callable[[Layer], Sequence[S
         elif layer.kind == "Normalization" and not layer.config.get("invert"):
             moments = statistics(layer)
             if moments is None:
-                unknown.append(_describe(layer))
+                unknown.append(describe(layer))
                 continue
             mean, variance = (_per_channel(values) for values in moments)
             factor = [
@@ -242,13 +163,13 @@ def _inputs(graph: Graph, first: Layer, statistics: Callable[[Layer], Sequence[S
             ]  # keras/src/layers/preprocessing/normalization.py
             shift = [-m * f for m, f in zip(mean, factor, strict=True)]
         else:
-            if layer.kind not in _IDENTITIES and not layer.kind.startswith("Random"):
-                unknown.append(_describe(layer))
+            if layer.kind not in IDENTITIES and not layer.kind.startswith("Random"):
+                unknown.append(describe(layer))
             continue
         understood.append(layer.path)
         scale = [s * f for s, f in zip(scale, factor, strict=True)]
         offset = [o * f + t for o, f, t in zip(offset, factor, shift, strict=True)]
-    names = tuple(_describe(layer) for layer in reversed(chain) if layer.kind != "InputLayer")
+    names = tuple(describe(layer) for layer in reversed(chain) if layer.kind != "InputLayer")
     affine = (tuple(scale), tuple(offset)) if understood else None
     return InputChain(_input_size(chain), affine, names, tuple(unknown), tuple(understood))
 

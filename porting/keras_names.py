@@ -19,8 +19,10 @@ from porting.keras_generations import (
     one_dense_layer,
 )
 from porting.keras_graph import Graph, Layer, read_graph
+from porting.keras_head import HeadChain
 from porting.keras_model import KerasModel, find_xception
 from porting.plan import Contents, Unread
+from porting.rules import Head
 from porting.sources.base import TensorSource
 
 # Variables of each class in Keras's own order; a batch norm without scale or centre has fewer.
@@ -72,7 +74,8 @@ def keras_contents(source: TensorSource) -> KerasContents:
     outside = [own for own in source.specs if own not in taken]
     head, problem, listed = one_dense_layer(source.specs, outside)
     left_over = {own: own.rpartition("/")[0] for own in outside} if named else {}
-    contents = _contents(source, named | head, explained, left_over, listed, problem)
+    chain = HeadChain(listed, problems=(problem,) if problem else ())
+    contents = _contents(source, named | head, explained, left_over, chain)
     first = named.get(f"{rules.KERAS_INPUT}/kernel", rules.KERAS_INPUT)
     nested = not first.startswith((rules.KERAS_INPUT, "layers/conv2d/", "convolution2d_"))
     return KerasContents(contents, None, store, nested)
@@ -81,10 +84,12 @@ def keras_contents(source: TensorSource) -> KerasContents:
 def _from_graph(source: TensorSource, graph: Graph, explained: dict[str, str]) -> KerasContents:
     model = _xception(source, graph)
     if model is None:
-        return KerasContents(_contents(source, {}, explained, {}, (), ""), None, "", False)
+        return KerasContents(_contents(source, {}, explained, {}, HeadChain()), None, "", False)
     backbone = set(model.layers.values())
     named: dict[str, str] = {}
-    for name, path in (*model.layers.items(), *([(rules.KERAS_HEAD, model.head.dense)] if model.head.dense else [])):
+    classifier = [(rules.KERAS_HEAD, model.head.dense)] if model.head.dense else []
+    classifier += [(rules.chain_place(i), op.layer) for i, op in enumerate(model.head.ops) if not op.is_activation]
+    for name, path in (*model.layers.items(), *classifier):
         named |= {f"{name}/{leaf}": own for leaf, own in _own_names(source, graph[path]).items()}
     owners = _owners(source, graph)
     outside = {}
@@ -96,8 +101,7 @@ def _from_graph(source: TensorSource, graph: Graph, explained: dict[str, str]) -
             explained[own] = "input normalisation; the manifest's preprocessing holds it"
         else:
             outside[own] = owner.path
-    head = model.head
-    return KerasContents(_contents(source, named, explained, outside, head.layers, head.problem), model, "", False)
+    return KerasContents(_contents(source, named, explained, outside, model.head), model, "", False)
 
 
 def _contents(
@@ -105,9 +109,9 @@ def _contents(
     named: Mapping[str, str],
     explained: Mapping[str, str],
     outside: Mapping[str, str],
-    head_layers: tuple[str, ...],
-    head_problem: str,
+    head: HeadChain,
 ) -> Contents:
+    widths = [op.settings["outputs"] for op in head.ops if op.kind == "linear"]
     taken = set(named.values())
     specs = {name: replace(source.specs[own], name=name) for name, own in named.items()}
     specs |= {own: spec for own, spec in source.specs.items() if own not in taken and own not in explained}
@@ -117,8 +121,9 @@ def _contents(
         named,
         tuple(Unread(own, reason) for own, reason in explained.items()),
         {own: layer for own, layer in outside.items() if own not in taken},
-        head_layers,
-        head_problem,
+        head.layers,
+        head.problems,
+        Head(widths[-1], chain=head.ops, pooling=head.pooling) if widths else None,
     )
 
 

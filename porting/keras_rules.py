@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from porting.tables import FEATURES, Head, Layout, Rule, Shape, Table, TracePoint, batch_norm_rules
+from porting.tables import FEATURES, Head, HeadOp, Layout, Rule, Shape, Table, TracePoint, batch_norm_rules
 
 KERAS_ARCH = "xception"
 
@@ -102,12 +102,48 @@ def keras_trace() -> tuple[TracePoint, ...]:
     return tuple(item if isinstance(item, TracePoint) else item.trace for item in _keras_network())
 
 
+def chain_place(position: int) -> str:
+    """What the vocabulary calls the module at a position of a classifier that is a chain: "head/0"."""
+    return f"head/{position}"
+
+
+def chain_points(chain: Sequence[HeadOp]) -> tuple[tuple[TracePoint, HeadOp], ...]:
+    """The activation of each module of a chain, the logits last; what does nothing at inference has none."""
+    points = []
+    for position, op in enumerate(chain):
+        if not op.kind.endswith("dropout"):
+            name = f"{chain_place(position)}/{op.layer.rpartition('/')[2]}" + (f"/{op.kind}" if op.fused else "")
+            points.append((TracePoint(name, f"fc.{position}"), op))
+    return tuple(points)
+
+
+def _chain_rules(chain: Sequence[HeadOp]) -> Iterator[Rule]:
+    for position, op in enumerate(chain):
+        place, module = chain_place(position), f"fc.{position}"
+        if op.kind == "linear":
+            inputs, outputs = op.settings["inputs"], op.settings["outputs"]
+            yield Rule(f"{place}/kernel", (inputs, outputs), Layout.IO_TO_OI, f"{module}.weight")
+            if op.settings["bias"]:
+                yield Rule(f"{place}/bias", (outputs,), Layout.SAME, f"{module}.bias")
+        elif op.kind == "batch_norm":
+            absent = {leaf for leaf, name in (("gamma", "scale"), ("beta", "center")) if not op.settings[name]}
+            for rule in batch_norm_rules(place, module, op.settings["channels"]):
+                if rule.variable.rpartition("/")[2] not in absent:
+                    yield rule
+
+
 def keras_table(head: Head | None) -> Table:
     """The table of the original network with the given classifier, or of its backbone alone."""
     rules = [rule for layer in keras_layers() for rule in layer.rules()]
+    if head and head.chain:
+        own = tuple(_chain_rules(head.chain))
+        *inner, logits = (point for point, _ in chain_points(head.chain))
+        pooled = TracePoint(f"{head.pooling}_pool", "global_pool")
+        names = tuple(rule.variable for rule in own)
+        return Table(KERAS_ARCH, (*rules, *own), keras_trace(), pooled, logits, names, head, tuple(inner))
     kernel, bias = f"{KERAS_HEAD}/kernel", f"{KERAS_HEAD}/bias"
     if head:
         rules.append(Rule(kernel, (FEATURES, head.classes), Layout.IO_TO_OI, "fc.weight", head.skip))
         rules.append(Rule(bias, (head.classes,), Layout.SAME, "fc.bias", head.skip))
-    pooled, logits = TracePoint(KERAS_POOLED, "global_pool"), TracePoint(KERAS_HEAD, "fc") if head else None
-    return Table(KERAS_ARCH, tuple(rules), keras_trace(), pooled, logits, (kernel, bias))
+    pooled, last = TracePoint(KERAS_POOLED, "global_pool"), TracePoint(KERAS_HEAD, "fc") if head else None
+    return Table(KERAS_ARCH, tuple(rules), keras_trace(), pooled, last, (kernel, bias), head)

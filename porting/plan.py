@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from porting import rules
 from porting.errors import Defect, ErrorKind, PortingError
@@ -45,7 +46,8 @@ class Contents:
         unread: variables that the container's own structure explains (an optimizer's, a preprocessing layer's).
         outside: variables of layers outside the network, with the layer; part of the head, or of another branch.
         head_layers: layers between the features and the output, described, where the source tells.
-        head_problem: why the head is not one dense layer on the pooled features; empty where it is, or is unknown.
+        head_problems: why the head cannot be ported, layer by layer; empty where it can, or is unknown.
+        head: the head where it is a chain of layers; None where it is one dense layer, or is unknown.
     """
 
     file: str
@@ -54,7 +56,8 @@ class Contents:
     unread: tuple[Unread, ...] = ()
     outside: Mapping[str, str] = field(default_factory=dict)
     head_layers: tuple[str, ...] = ()
-    head_problem: str = ""
+    head_problems: tuple[str, ...] = ()
+    head: Head | None = None
 
     def own(self, name: str) -> str:
         """The source's own name of a variable."""
@@ -80,6 +83,12 @@ class Plan:
     @property
     def arch(self) -> str:
         return self.table.arch
+
+    @property
+    def chain(self) -> dict[str, Any] | None:
+        """The classifier in a manifest's words where it is a chain of layers, else None."""
+        head = self.table.classifier
+        return head.entry() if head and head.chain else None
 
     @property
     def skipped(self) -> int:
@@ -130,9 +139,8 @@ def _fit(contents: Contents, arch: str, options: Options) -> tuple[Table, list[D
     plain = rules.table(arch, None)
     head = None
     if not options.backbone_only:
-        head, problem = _head(contents, plain, arch, options)
-        if problem:
-            defects.append(problem)
+        head, problems = _head(contents, plain, arch, options)
+        defects += problems
     table = rules.table(arch, head)
     if options.ema:
         table = _with_shadows(contents, table)
@@ -149,26 +157,30 @@ def _fit(contents: Contents, arch: str, options: Options) -> tuple[Table, list[D
     mapped = {rule.variable for rule in table.rules}
     explained = {u.name for u in _explained(contents, table, options, mapped)}
     for name in contents.specs:
-        in_head = name in contents.outside and contents.head_problem
+        in_head = name in contents.outside and contents.head_problems
         if name not in mapped and contents.own(name) not in explained and not in_head:
             found = f"a variable that {arch} does not have, of shape {list(contents.specs[name].shape)}"
             defects.append(Defect(contents.own(name), found))
     return table, defects
 
 
-def _head(contents: Contents, table: Table, arch: str, options: Options) -> tuple[Head | None, Defect | None]:
+def _head(contents: Contents, table: Table, arch: str, options: Options) -> tuple[Head | None, list[Defect]]:
     listed = "; ".join(contents.head_layers)
-    if contents.head_problem:
-        return None, Defect("head", f"{contents.head_problem} ({listed})" if listed else contents.head_problem)
+    if contents.head_problems:
+        *first, last = contents.head_problems
+        return None, [Defect("head", found) for found in (*first, f"{last} ({listed})" if listed else last)]
+    if contents.head and arch == rules.KERAS_ARCH:
+        return contents.head, []
     weights = contents.specs.get(table.head[0])
     if weights is None or not weights.shape:
         found = f"none (after the features: {listed or 'nothing'})"
-        return None, Defect("head", found, f"a dense layer on the pooled features, {contents.own(table.head[0])}")
+        return None, [Defect("head", found, f"a dense layer on the pooled features, {contents.own(table.head[0])}")]
     classes = weights.shape[-1]
     if classes == 0:
-        return None, Defect("head", f"{contents.own(table.head[0])} of shape {list(weights.shape)}", "a class to tell")
+        found = f"{contents.own(table.head[0])} of shape {list(weights.shape)}"
+        return None, [Defect("head", found, "a class to tell")]
     drop = arch != rules.KERAS_ARCH and classes == rules.BACKGROUND_CLASSES and not options.keep_background
-    return Head(classes, skip=1 if drop else 0), None
+    return Head(classes, skip=1 if drop else 0), []
 
 
 def _with_shadows(contents: Contents, table: Table) -> Table:
@@ -188,7 +200,8 @@ def _is_shadow(name: str) -> bool:
 
 def _explained(contents: Contents, table: Table, options: Options, mapped: set[str]) -> Iterator[Unread]:
     """Variables that are left out for a reason that their names give."""
-    known = mapped | set(table.head) | {name.removesuffix(f"/{rules.SHADOW}") for name in mapped}
+    head = set(table.head) | (set(rules.table(rules.KERAS_ARCH, contents.head).head) if contents.head else set())
+    known = mapped | head | {name.removesuffix(f"/{rules.SHADOW}") for name in mapped}
     for name in contents.specs:
         if name in mapped:
             continue
@@ -197,7 +210,7 @@ def _explained(contents: Contents, table: Table, options: Options, mapped: set[s
             yield Unread(name, rules.COUNTERS[name])
         elif leaf in rules.SLOTS and variable in known:
             yield Unread(name, f"optimizer slot ({leaf})")
-        elif name.removesuffix(f"/{rules.SHADOW}") in table.head and options.backbone_only:
+        elif name.removesuffix(f"/{rules.SHADOW}") in head and options.backbone_only:
             yield Unread(contents.own(name), "classifier, left out by --backbone-only")
         elif _is_shadow(name) and variable in known:
             yield Unread(name, "ExponentialMovingAverage shadow; the plain variable is ported")

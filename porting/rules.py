@@ -20,6 +20,8 @@ from porting.keras_rules import (
     KerasClass,
     KerasLayer,
     automatic_name,
+    chain_place,
+    chain_points,
     keras_layers,
     keras_table,
     keras_trace,
@@ -28,6 +30,7 @@ from porting.tables import (
     BATCH_NORM_EPSILON,
     FEATURES,
     Head,
+    HeadOp,
     Layout,
     Role,
     Rule,
@@ -53,6 +56,7 @@ __all__ = [
     "SHORTCUT_BLOCKS",
     "SLOTS",
     "Head",
+    "HeadOp",
     "KerasClass",
     "KerasLayer",
     "Layout",
@@ -63,6 +67,8 @@ __all__ = [
     "TracePoint",
     "automatic_name",
     "batch_norm_rules",
+    "chain_place",
+    "chain_points",
     "keras_layers",
     "keras_trace",
     "table",
@@ -141,7 +147,7 @@ class _AlignedTable:
             self.rules.append(Rule(weights, shape, Layout.HWIO_TO_OI, "head.fc.weight", head.skip))
             self.rules.append(Rule(biases, (head.classes,), Layout.SAME, "head.fc.bias", head.skip))
         pooled, logits = TracePoint("global_pool", "head.global_pool"), TracePoint(scope, "head.fc") if head else None
-        return Table(arch, tuple(self.rules), tuple(self.trace), pooled, logits, (weights, biases))
+        return Table(arch, tuple(self.rules), tuple(self.trace), pooled, logits, (weights, biases), head)
 
 
 def table(arch: str, head: Head | None) -> Table:

@@ -5,8 +5,8 @@ A table knows every name and shape of a network, so that a plan can be proved wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,8 @@ class Table:
         pooled: the trace point of the pooled features.
         logits: the trace point of the classifier; absent for a backbone.
         head: variables of the classifier, whether the table maps them or not.
+        classifier: what the table was made with.
+        head_trace: activations between the pooled features and the logits, where the classifier is a chain.
     """
 
     arch: str
@@ -116,20 +118,54 @@ class Table:
     trace: tuple[TracePoint, ...]
     pooled: TracePoint
     logits: TracePoint | None
-    head: tuple[str, str]
+    head: tuple[str, ...]
+    classifier: Head | None = None
+    head_trace: tuple[TracePoint, ...] = ()
 
     @property
     def points(self) -> tuple[TracePoint, ...]:
         """Every activation to compare, the output last."""
-        return (*self.trace, self.pooled, *([self.logits] if self.logits else []))
+        return (*self.trace, self.pooled, *self.head_trace, *([self.logits] if self.logits else []))
+
+
+@dataclass(frozen=True)
+class HeadOp:
+    """One module of a classifier that is a chain.
+
+    Attributes:
+        kind: the module, as `models.heads` spells it: "linear", "batch_norm", "dropout", or an activation.
+        layer: path in the user's model of the layer that computes it.
+        settings: as `models.heads` takes them.
+        is_activation: whether it is one.
+        fused: whether the layer is a dense one that applies this activation itself.
+    """
+
+    kind: str
+    layer: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_activation: bool = False
+    fused: bool = False
 
 
 @dataclass(frozen=True)
 class Head:
-    """The classifier of a source: how many outputs are stored, and how many leading ones are left out."""
+    """The classifier of a source.
+
+    Attributes:
+        classes: outputs that are stored.
+        skip: leading outputs that are left out.
+        chain: its modules in order, where it is more than one dense layer with a bias on the average-pooled features.
+        pooling: how such a chain has the features pooled, "avg" or "max".
+    """
 
     classes: int
     skip: int = 0
+    chain: tuple[HeadOp, ...] = ()
+    pooling: str = "avg"
+
+    def entry(self) -> dict[str, Any]:
+        """A chain in a manifest's words, which `models.heads.read_chain` takes."""
+        return {"pooling": self.pooling, "modules": [{"kind": op.kind, **op.settings} for op in self.chain]}
 
 
 FEATURES = 2048  # channels of the last map, which the pooled features have

@@ -45,7 +45,7 @@ def test_weights_alone_of_a_nested_network(container: str, shift: int) -> None:
 def test_weights_alone_with_another_head() -> None:
     file = stored(xception(after=[POOL, layer("Dense", "hidden"), TOP]), COUNTED)
     found = bare(file, COUNTED)
-    assert found.contents.head_problem == "not one dense layer"
+    assert found.contents.head_problems == ("not one dense layer",)
     assert found.contents.head_layers == ("layers/dense ([7, 7], [7, 7])", "layers/dense_1 ([2048, 1000], [1000])")
     assert plan_is_total(found, backbone_only=True)
 

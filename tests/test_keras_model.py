@@ -10,7 +10,8 @@ import pytest
 
 from porting.errors import ErrorKind, PortingError
 from porting.keras_graph import Graph, Layer, read_graph
-from porting.keras_model import HeadChain, InputChain, KerasModel, find_xception
+from porting.keras_head import HeadChain
+from porting.keras_model import InputChain, KerasModel, find_xception
 from tests.golden_files import golden
 from tests.keras_configurations import Builder, Config, add_xception, input_layer, layer, nested_xception, xception
 
@@ -130,7 +131,7 @@ def test_two_xceptions_are_unsupported() -> None:
 )
 def test_one_dense_layer_on_the_pooled_features(layers: list[Config], activation: str) -> None:
     listed = tuple(f"{item['name']} ({item['class_name']})" for item in layers)
-    assert head(*layers) == HeadChain(listed, "predictions", activation, "")
+    assert head(*layers) == HeadChain(listed, "predictions", activation)
 
 
 def test_a_dense_layer_outside_the_model_that_pools() -> None:
@@ -143,23 +144,26 @@ def test_a_dense_layer_outside_the_model_that_pools() -> None:
     [
         ([], "no dense layer"),
         ([POOL], "no dense layer"),
-        ([POOL, dense("hidden"), dense("out")], "out (Dense) is not part of"),
-        ([POOL, dense("hidden", activation="relu"), dense("out")], "out (Dense) is not part of"),
-        ([POOL, dense(activation="softmax"), layer("Softmax", "again")], "again (Softmax) is not part of"),
-        ([POOL, layer("BatchNormalization", "bn"), dense()], "bn (BatchNormalization) is not part of"),
-        ([POOL, dense(), layer("BatchNormalization", "bn")], "bn (BatchNormalization) is not part of"),
-        ([layer("GlobalMaxPooling2D", "gmp"), dense()], "gmp (GlobalMaxPooling2D) is not part of"),
-        ([dense()], "predictions (Dense) is not part of"),  # on every pixel
-        ([layer("Flatten", "flat"), dense()], "flat (Flatten) is not part of"),
-        ([POOL, dense(use_bias=False)], "predictions (Dense) is not part of"),
+        ([POOL, dense(activation="softmax"), layer("Softmax", "again")], "predictions (Dense) applies softmax inside"),
+        ([POOL, dense(activation="mine"), dense("out")], "predictions (Dense) applies mine inside"),
+        ([POOL, layer("Activation", "a", activation="hard_sigmoid"), dense()], "a (Activation) applies hard_sigmoid"),
+        ([POOL, layer("ReLU", "r", max_value=5.0), dense()], "r (ReLU) is a ReLU with a threshold or a limit"),
+        ([POOL, layer("PReLU", "p"), dense()], "p (PReLU) is of a kind that is not ported"),
+        ([POOL, layer("BatchNormalization", "bn", renorm=True), dense()], "bn (BatchNormalization) is set to renorm"),
+        ([POOL, layer("BatchNormalization", "bn", axis=[0]), dense()], "bn (BatchNormalization) normalises over axis"),
+        ([POOL, layer("BatchNormalization", "bn")], "no dense layer"),
+        ([layer("GlobalMaxPooling2D", "gmp"), POOL, dense()], "avg_pool (GlobalAveragePooling2D) is of a kind"),
+        ([dense()], "predictions (Dense) takes the map"),  # on every pixel
+        ([layer("Flatten", "flat"), dense()], "flat (Flatten) takes the map"),
+        ([layer("BatchNormalization", "bn"), POOL, dense()], "bn (BatchNormalization) takes the map"),
         ([layer("GlobalAveragePooling2D", "avg_pool", keepdims=True), dense()], "avg_pool (GlobalAverage"),
-        ([POOL, layer("Lambda", "code"), dense()], "code (Lambda) is not part of"),
+        ([POOL, layer("Lambda", "code"), dense()], "code (Lambda) is of a kind that is not ported"),
     ],
 )
 def test_any_other_head_is_a_problem(layers: list[Config], problem: str) -> None:
     chain = head(*layers)
-    assert problem in chain.problem
-    assert chain.dense == ""
+    assert problem in chain.problems[0]
+    assert (chain.dense, chain.ops) == ("", ())
     assert chain.layers == tuple(f"{item['name']} ({item['class_name']})" for item in layers)
 
 
@@ -169,7 +173,7 @@ def test_a_head_with_a_second_input_is_a_problem() -> None:
     pooled = to.add(POOL, add_xception(to, image))
     joined = to.add(layer("Concatenate", "join"), pooled, other)
     chain = found(to.model("m", ["image", "age"], [to.add(dense(), joined)])).head
-    assert chain.problem == "join (Concatenate) has 2 inputs"
+    assert chain.problems == ("join (Concatenate) has 2 inputs",)
     assert chain.layers == ("avg_pool (GlobalAveragePooling2D)", "join (Concatenate)", "predictions (Dense)")
 
 
@@ -178,7 +182,7 @@ def test_a_head_with_two_branches_is_a_problem() -> None:
     pooled = to.add(POOL, add_xception(to, to.add(input_layer())))
     outputs = [to.add(dense("left"), pooled), to.add(dense("right"), pooled)]
     chain = found(to.model("m", ["input_layer"], outputs)).head
-    assert chain.problem == "2 layers take the output of avg_pool"
+    assert chain.problems == ("2 layers take the output of avg_pool",)
     assert set(chain.layers) == {"avg_pool (GlobalAveragePooling2D)", "left (Dense)", "right (Dense)"}
 
 

@@ -83,7 +83,7 @@ def test_a_head_that_is_not_one_dense_layer_is_explained_and_named() -> None:
         of(shapes),
         outside={"hidden/kernel": "hidden", "out/kernel": "out"},
         head_layers=("hidden (Dense)", "out (Dense)"),
-        head_problem="two of them",
+        head_problems=("two of them",),
     )
     error = refusal(contents, "xception")
     assert str(error.defects[0]) == "head: two of them (hidden (Dense); out (Dense))"
