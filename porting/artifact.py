@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
-
-import torch
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from porting.errors import ErrorKind, PortingError
+
+if TYPE_CHECKING:  # torch is loaded by what needs it: a trace is written where there may be none
+    from torch import Tensor
 
 NAME_DIGITS = 8  # hexadecimal digits of the sha256 in a file's name; torch.hub checks as many as it finds
 
@@ -26,6 +26,8 @@ def content_digest(state: Mapping[str, Tensor]) -> str:
 
     It does not depend on how a file is packed, so it is the claim that can be reproduced anywhere.
     """
+    import torch
+
     total = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().contiguous()
@@ -98,6 +100,8 @@ def write_state(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
 
     Saving to a file object, not to a path, keeps the file's name out of its bytes.
     """
+    import torch
+
     folder = Path(file.name).parent
     with _output_errors(folder):
         try:
@@ -112,14 +116,21 @@ def write_state(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Load a state dict as data: nothing in it is unpickled beyond tensors."""
+    import torch
+
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return state
 
 
 def write_json(file: IO[bytes], value: Mapping[str, Any]) -> None:
     """Write an object as JSON and flush it to the disk."""
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(file: IO[bytes], text: str) -> None:
+    """Write text as UTF-8 and flush it to the disk."""
     with _output_errors(Path(file.name).parent):
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
 

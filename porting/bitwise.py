@@ -53,17 +53,18 @@ def compare_weights(plan: Plan, source: TensorSource, contents: Contents, state:
         PortingError: as the source's `read` says.
     """
     faults = []
-    by_digest: dict[str, list[Rule]] = {}
     wrong: list[tuple[Rule, Array]] = []
     for rule in plan.table.rules:
         expected = _converted(rule, source, contents)
-        by_digest.setdefault(_digest(expected), []).append(rule)
         found = state.get(rule.parameter)
         if found is None:
             own = contents.own(rule.variable)
             faults.append(Fault(rule.parameter, own, str(list(expected.shape)), "nothing", (), np.inf, "missing"))
         elif not _same_bits(found, expected):
             wrong.append((rule, found))
+    by_digest: dict[str, list[Rule]] = {}
+    for rule in plan.table.rules if wrong else ():
+        by_digest.setdefault(_digest(_converted(rule, source, contents)), []).append(rule)
     for rule, found in wrong:
         expected = _converted(rule, source, contents)  # read again: only what is wrong is held
         faults.append(_fault(rule, contents, expected, found, by_digest.get(_digest(found), [])))

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from porting import rules, terminal
@@ -36,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", metavar="FILE", help="class names for the manifest: one a line, or JSON")
     add("--licence", default="unknown", metavar="ID", help="licence of the weights, for the manifest")
     add("--upstream", default="unknown", metavar="URL", help="where the weights come from, for the manifest")
+    add("--reference-python", metavar="PATH", help="the Python that has TensorFlow (default: this one)")
+    add("--report", metavar="DIR", help="write the parity report there too, as JSON and as a web page")
     add("--no-verify", action="store_true", help="emit without proof; the manifest says unverified")
     add("--json", action="store_true", help="print the manifest and the path as one JSON object")
     return result
@@ -63,11 +66,17 @@ def _convert(arguments: argparse.Namespace) -> int:
             licence=arguments.licence,
             upstream=arguments.upstream,
             verify=not arguments.no_verify,
+            reference_python=arguments.reference_python,
             progress=bars,
         )
     finally:
         bars.close()
     _summarise(result)
+    if arguments.report:
+        from porting.report.files import write
+
+        for path in write(result.report, Path(arguments.report), result.path.stem):
+            terminal.note(f"  report     {path}")
     print(json.dumps({**result.manifest, "path": str(result.path)}) if arguments.json else result.path)
     return terminal.DONE
 
@@ -83,11 +92,17 @@ def _summarise(result: PortResult) -> None:
     terminal.note(f"  unread     {len(manifest['unread'])}" + (f" ({unread})" if unread else ""))
     proof = manifest["parity"]
     if result.traces:
-        worst = max((trace.worst for trace in result.traces), key=lambda layer: layer.error)
-        sizes = ", ".join(f"{height}x{width}" for height, width in proof["sizes"])
+        worst, lighter = proof["worst"], proof["float32"]["worst"]
+        first, *others = (trace.run for trace in result.traces)
         layers = len(result.traces[0].layers)
-        terminal.note(f"  verified   {layers} layers at {sizes} against {proof['reference']}")
-        terminal.note(f"  worst      {worst.layer}: {worst.error:.2g} of its largest value (bound {worst.bound:.0e})")
+        terminal.note(f"  weights    {manifest['mapped']} read back bit for bit")
+        terminal.note(f"  verified   {layers} layers at {first} and {len(others)} smaller runs")
+        terminal.note(f"             against {proof['reference']}")
+        terminal.note(
+            f"  worst      {worst['layer']}: {worst['error']:.2g} of its largest value (bound {proof['bound']:.0e})"
+        )
+        times = lighter["error"] / lighter["noise"] if lighter["noise"] else 0.0
+        terminal.note(f"  float32    {lighter['layer']}: {times:.2g} times TensorFlow's own error (bound 4)")
     elif proof["verdict"] == "verified":
         terminal.note("  verified   not in this run, but an earlier one proved this very file")
     else:

@@ -5,14 +5,16 @@ Other commands, and `models.create_model`, read it; a change of meaning raises S
 - `schema_version`: this layout, 1.
 - `arch`, `num_classes` (0: a backbone): what `models.create_model` needs.
 - `variant`: `folded`, `dtype`, `bn_eps` of the stored network.
-- `head`: `kind` ("dense" or "none"), `activation` that the source applies to the logits and the port does not (or
-  null), `background_dropped`, and `layers`, the source's head as it lists it.
+- `head`: `kind` ("dense", "chain" or "none"), `activation` that the source applies to the logits and the port does not
+  (or null), `background_dropped`, and `layers`, the source's head as it lists it. A chain, which is an nn.Sequential
+  at `fc`, also has `pooling` ("avg" or "max") and `modules`: `kind` and settings of each, as `models.heads` takes them.
 - `labels`: class names in order, or null.
 - `source`: `kind` (the container), `name`, `digest` (sha256 over its files' bytes), `synthetic` (random weights).
 - `mapped`: variables that were read; `unread`: `name` and `reason` of every other one.
-- `parity`: `verdict` ("verified" or "unverified") and, if verified, `reference`, `precision`, `sizes` (height,
-  width), `bound`, `worst` (`layer`, `error`, relative to the layer's largest value) and `float32` (`bound`, `error` of
-  the output).
+- `parity`: `verdict` ("verified" or "unverified") and, if verified, `reference`, `precision`, `runs` (each with `size`
+  (height, width), `output_stride` and `input`), `bound`, `worst` (`layer`, `error`, relative to the layer's largest
+  value) and `float32`: `factor` (how many times TensorFlow's own float32 error is allowed) and `worst` (`layer`,
+  `error`, `noise`). The report beside the manifest (`porting.report.schema`) has every layer.
 - `files`: `name`, `format`, `bytes`, `sha256`; `content_digest`: see `porting.artifact.content_digest`.
 - `versions`: of what made it. `preprocessing`: `input_size` (3, height, width), `interpolation`, `crop_pct`, `mean`,
   `std` (for pixels in 0..1), and `source`: "published", or the source's own layers.
@@ -22,7 +24,9 @@ Other commands, and `models.create_model`, read it; a change of meaning raises S
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +97,28 @@ def merged(new: Manifest, old: Manifest | None) -> Manifest:
     return result
 
 
-def read_labels(path: Path, classes: int) -> list[str]:
+def report_path(weights: Path) -> Path:
+    """Where the parity report of a weights file lies."""
+    return weights.with_name(f"{weights.stem}.report.json")
+
+
+def versions(verified: bool) -> dict[str, str]:
+    """Of what makes a port, and of what proves it."""
+    names = ["xception-porting", "torch", "numpy", *(["tensorflow", "keras"] if verified else [])]
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return UNKNOWN
+
+
+def read_labels(path: Path, classes: int, activation: str = "") -> list[str]:
     """Class names from a file: one a line, a JSON list, or ImageNet's {"0": [synset, name]}.
+
+    A single output with a sigmoid tells two classes apart: it may have two names, of what 0 and 1 mean.
 
     Raises:
         PortingError: missing, corrupt, or mismatch with the number of classes.
@@ -110,7 +134,8 @@ def read_labels(path: Path, classes: int) -> list[str]:
         raise PortingError(
             ErrorKind.CORRUPT, path, ["not a list of labels"], "Give one label a line, or a JSON list of strings."
         )
-    if len(labels) != classes:
+    two_sides = classes == 1 and activation in ("", "sigmoid")
+    if len(labels) != classes and not (two_sides and len(labels) == 2):
         raise PortingError(
             ErrorKind.MISMATCH,
             path,

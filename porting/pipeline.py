@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from porting import artifact, rules
 from porting.errors import Defect, ErrorKind, PortingError
+from porting.findings import report
 from porting.manifest import (
     SCHEMA_VERSION,
     UNVERIFIED,
@@ -23,11 +22,14 @@ from porting.manifest import (
     merged,
     read_labels,
     read_manifest,
+    report_path,
+    versions,
 )
 from porting.origins import UNKNOWN, Origin, Progress, Quiet, find
 from porting.plan import Contents, Options, Plan, build_plan
 from porting.recognition import DEFAULT_SIZE, Recognised, recognise
 from porting.reference import Reference
+from porting.report.files import as_text
 from porting.sources import TensorSource, open_source
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class PortResult:
     Attributes:
         path: the emitted `.pth`, absolute.
         manifest: as written beside it.
-        traces: the comparisons, one for each input size; empty if not verified.
+        traces: the comparisons, one for each run; empty if not verified.
+        report: what was proved, as data (`porting.report.schema`).
         notes: what the user should hear of.
         seconds: wall-clock time.
     """
@@ -52,6 +55,7 @@ class PortResult:
     path: Path
     manifest: Manifest
     traces: tuple[Trace, ...]
+    report: dict[str, Any]
     notes: tuple[str, ...]
     seconds: float
 
@@ -68,6 +72,7 @@ def port(
     licence: str = UNKNOWN,
     upstream: str = UNKNOWN,
     verify: bool = True,
+    reference_python: str | None = None,
     progress: Progress | None = None,
 ) -> PortResult:
     """Port a source to PyTorch, prove it against TensorFlow, and emit it.
@@ -83,6 +88,7 @@ def port(
         labels: file of class names for the manifest.
         licence, upstream: recorded in the manifest; of official sources, known.
         verify: prove the port; without it the manifest says unverified.
+        reference_python: the interpreter that runs TensorFlow; default this one.
         progress: told of each stage and step.
 
     Raises:
@@ -106,10 +112,12 @@ def port(
         recognised = recognise(source)
         plan = build_plan(recognised.contents, arch, Options(keep_background, ema, backbone_only))
         source.verify_files()
-        names = read_labels(Path(labels), plan.classes) if labels is not None else None
+        names = read_labels(Path(labels), plan.classes, recognised.activation) if labels is not None else None
         reference = origin.reference
         if verify and reference is None:
-            reference = stack.enter_context(Reference(src))  # TensorFlow starts while the weights are read
+            reference = stack.enter_context(
+                Reference(src, reference_python)
+            )  # TensorFlow starts while the weights are read
         artifact.prepare_folder(folder)
         state = read_weights(plan, source, recognised.contents, watch)
         file = stack.enter_context(artifact.temporary_file(folder))
@@ -134,9 +142,24 @@ def port(
         if manifest != before:
             finished[manifest_path(final)] = stack.enter_context(artifact.temporary_file(folder))
             artifact.write_json(finished[manifest_path(final)], manifest)
+        notes = (*plan.notes, *recognised.notes(plan))
+        account = {
+            "source": manifest["source"],
+            "weights": {
+                "file": final.name,
+                "sha256": digest,
+                "content_digest": content,
+                "variant": manifest["variant"],
+            },
+            "notes": notes,
+            "versions": manifest["versions"],
+        }
+        found = report(plan, [], proof, **account)
+        if proof:
+            finished[report_path(final)] = stack.enter_context(artifact.temporary_file(folder))
+            artifact.write_text(finished[report_path(final)], as_text(found))
         artifact.publish(finished)
-    notes = (*plan.notes, *recognised.notes(plan))
-    return PortResult(final, manifest, proof.traces if proof else (), notes, time.monotonic() - began)
+    return PortResult(final, manifest, proof.traces if proof else (), found, notes, time.monotonic() - began)
 
 
 def read_weights(plan: Plan, source: TensorSource, contents: Contents, progress: Progress) -> dict[str, Any]:
@@ -185,10 +208,11 @@ def _manifest(
         "num_classes": plan.classes,
         "variant": {"folded": False, "dtype": "float32", "bn_eps": rules.BATCH_NORM_EPSILON},
         "head": {
-            "kind": "dense" if plan.classes else "none",
+            "kind": "chain" if plan.chain else "dense" if plan.classes else "none",
             "activation": (model.head.activation or None) if model and plan.classes else None,
             "background_dropped": plan.skipped > 0,
             "layers": list(recognised.contents.head_layers),
+            **(plan.chain or {}),
         },
         "labels": labels,
         "source": {
@@ -202,7 +226,7 @@ def _manifest(
         "parity": {"verdict": VERIFIED, **proof.summary()} if proof else {"verdict": UNVERIFIED},
         "files": [],
         "content_digest": content,
-        "versions": _versions(proof is not None),
+        "versions": versions(proof is not None),
         "preprocessing": _preprocessing(recognised, plan),
         "licence": origin.licence,
         "upstream": origin.upstream,
@@ -231,15 +255,3 @@ def _preprocessing(recognised: Recognised, plan: Plan) -> dict[str, Any]:
         "std": std,
         "source": source,
     }
-
-
-def _versions(verified: bool) -> dict[str, str]:
-    names = ["xception-porting", "torch", "numpy", *(["tensorflow", "keras"] if verified else [])]
-    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return UNKNOWN

@@ -1,22 +1,34 @@
-"""Holding an emitted file to TensorFlow: every layer in float64, and the reloaded network's output in float32."""
+"""Holding an emitted file to TensorFlow: every bit of its weights, then every layer at several sizes and strides."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
-from models import create_model
+from models.registry import untrained
 from porting import artifact, parity
-from porting.errors import Defect, ErrorKind, PortingError
+from porting.bitwise import compare_weights
+from porting.errors import Defect, ErrorKind, PortingError, corrupt
+from porting.lockstep import load_network, lockstep
 from porting.origins import Progress
+from porting.parity import LayerResult, Trace
 from porting.plan import Plan
 from porting.recognition import Recognised, reference_name, reference_source
-from porting.reference import Reference
+from porting.reference import Recording, Reference
+from porting.reference.frames import Frame
+from porting.rules import TracePoint
+from porting.runs import Run, image, proof_runs, run_of
+
+Image = npt.NDArray[np.float32]
+Frames = Callable[[Run], tuple[Image, Iterator[Frame]]]
+Networks = Callable[[int], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -24,105 +36,154 @@ class Proof:
     """What was compared, and how close it was.
 
     Attributes:
-        traces: every layer, once for each input size.
-        float32: the output in float32.
+        traces: every layer, once for each run.
         reference: what the port was held to.
     """
 
-    traces: tuple[parity.Trace, ...]
-    float32: parity.Float32Result
+    traces: tuple[Trace, ...]
     reference: str
 
     @property
     def passed(self) -> bool:
-        return self.float32.passed and not any(trace.first_wrong for trace in self.traces)
+        return bool(self.traces) and all(trace.passed for trace in self.traces)
 
     @property
-    def worst(self) -> parity.LayerResult:
+    def worst(self) -> LayerResult:
         return max((trace.worst for trace in self.traces), key=lambda layer: layer.error)
+
+    @property
+    def worst_float32(self) -> LayerResult | None:
+        """The layer whose float32 error is the most times TensorFlow's own; None where float32 was not run."""
+        run = [(layer.float32, layer) for trace in self.traces for layer in trace.layers]
+        return max(
+            ((f.error / f.bound, layer) for f, layer in run if f), key=lambda pair: pair[0], default=(0.0, None)
+        )[1]
 
     def summary(self) -> dict[str, Any]:
         """The manifest's account of it."""
-        return {
+        result: dict[str, Any] = {
             "reference": self.reference,
             "precision": "float64",
-            "sizes": [list(trace.size) for trace in self.traces],
+            "runs": [trace.run.as_json() for trace in self.traces],
             "bound": parity.FLOAT64_BOUND,
             "worst": {"layer": self.worst.layer, "error": self.worst.error},
-            "float32": {"bound": self.float32.bound, "error": self.float32.error},
         }
+        lighter = self.worst_float32
+        if lighter and lighter.float32:
+            worst = {"layer": lighter.layer, "error": lighter.float32.error, "noise": lighter.float32.noise}
+            result["float32"] = {"factor": parity.FLOAT32_FACTOR, "worst": worst}
+        return result
+
+
+def reference_frames(reference: Reference) -> Frames:
+    """Runs of TensorFlow's process on the project's own image."""
+
+    def frames(run: Run) -> tuple[Image, Iterator[Frame]]:
+        pixels = image(*run.size)
+        stride = run.output_stride
+        return pixels, reference.trace(pixels, output_stride=stride, probe=run.probe, noise=run.float32)
+
+    return frames
+
+
+def recorded_frames(recording: Recording) -> tuple[Frames, list[Run]]:
+    """Runs of a trace file, and which they are.
+
+    Raises:
+        PortingError: corrupt.
+    """
+    try:
+        runs = [run_of(entry, bool(entry["float32"])) for entry in recording.runs]
+    except (KeyError, TypeError, ValueError) as error:
+        raise corrupt(recording.path, "runs", f"not what porting.trace writes ({error})") from None
+    return lambda run: recording.run(runs.index(run)), runs
 
 
 def prove(
     recognised: Recognised, plan: Plan, reference: Reference, file: Path, content: str, progress: Progress
 ) -> Proof:
-    """Load a written file back and hold it to TensorFlow's execution of the source.
+    """Load a written file back and hold it to its source and to TensorFlow's execution of it.
 
     Args:
         content: the content digest of what was written.
 
     Raises:
-        PortingError: parity, naming the first wrong layer with both values; reference; output, where the disk gives
-            back something else than was written.
+        PortingError: parity, naming the first wrong parameter or layer with both values; reference; output, where the
+            disk gives back something else than was written.
     """
     state = artifact.read_state(file)
     if artifact.content_digest(state) != content:
         raise PortingError(ErrorKind.OUTPUT, file, ["reads back differently than it was written"], "Check the disk.")
-    proof = compare(recognised, plan, reference, network(plan, state), recognised.proof_sizes(), progress)
-    for trace in proof.traces:
-        if trace.first_wrong:
-            raise _layer_differs(recognised, trace, trace.first_wrong)
-    float32 = proof.float32
-    if not float32.passed:
-        found = f"error {float32.error:.3g}" + ("" if float32.same_class else " and another arg max")
+    arrays = {name: value.numpy() for name, value in state.items()}
+    faults = compare_weights(plan, recognised.source, recognised.contents, arrays)
+    if faults:
         raise PortingError(
             ErrorKind.PARITY,
             recognised.source.path,
-            [Defect("output in float32 after reload", found, f"at most {float32.bound:g} of the largest output")],
-            "Nothing was emitted. This is a fault of the port or of this machine's PyTorch; please report it.",
+            [Defect(f"{fault.variable} (PyTorch {fault.parameter})", fault.found, fault.expected) for fault in faults],
+            "Nothing was emitted. The source changed while it was read, or this is a fault of the port.",
         )
+    reference.open(reference_source(recognised, plan))
+    runs = proof_runs(recognised, plan.arch)
+    networks = partial(network, plan, state)
+    proof = compare(plan, reference_frames(reference), networks, runs, reference_name(recognised, plan), progress)
+    for trace in proof.traces:
+        if not trace.passed:
+            raise _layer_differs(recognised, trace)
     return proof
 
 
 def compare(
-    recognised: Recognised,
     plan: Plan,
-    reference: Reference,
-    model: nn.Module,
-    sizes: Sequence[tuple[int, int]],
+    frames: Frames,
+    networks: Networks,
+    runs: Sequence[Run],
+    reference: str,
     progress: Progress,
+    points: Sequence[TracePoint] = (),
 ) -> Proof:
-    """Run a network beside TensorFlow at each size, whatever comes of it; later sizes end where one has differed.
+    """Run a network beside the reference, whatever comes of it.
+
+    Args:
+        networks: the network at an output stride, a new one each time.
+        points: what to compare; default everything that the plan's table pairs.
 
     Raises:
         PortingError: reference.
     """
-    reference.open(reference_source(recognised, plan))
-    progress.start("verifying against TensorFlow", len(plan.table.points) * len(sizes))
-    traces: list[parity.Trace] = []
-    for size in sizes:
-        image = parity.probe_image(*size)
-        frames = reference.trace(image)
-        traces.append(parity.chained(model, plan.table, image, frames, plan.skipped, step=progress.step))
-        if traces[-1].first_wrong:
-            break
-    float32 = parity.float32_output(model, parity.probe_image(*sizes[0]), traces[0].output)
-    return Proof(tuple(traces), float32, reference_name(recognised, plan))
+    points = points or plan.table.points
+    progress.start("verifying against TensorFlow", len(points) * len(runs))
+    traces = []
+    for run in runs:
+        pixels, activations = frames(run)
+        model = networks(run.output_stride)
+        lighter = networks(run.output_stride) if run.float32 else None
+        traces.append(
+            lockstep(model, points, pixels, activations, run, float32=lighter, skip=plan.skipped, step=progress.step)
+        )
+    return Proof(tuple(traces), reference)
 
 
-def network(plan: Plan, state: Mapping[str, Tensor]) -> Any:
+def network(plan: Plan, state: Mapping[str, Tensor], output_stride: int = 32) -> nn.Module:
     """The plan's network with a state dict's tensors, strictly."""
-    return parity.load_network(partial(create_model, plan.arch, num_classes=plan.classes), state)
+    create = partial(untrained, plan.arch, plan.classes, plan.chain, output_stride=output_stride)
+    return load_network(create, state)
 
 
-def _layer_differs(recognised: Recognised, trace: parity.Trace, wrong: parity.LayerResult) -> PortingError:
-    faulty = sum(not layer.passed for layer in trace.layers)
-    height, width = trace.size
-    where = f"{wrong.layer} (PyTorch {wrong.module}) at {height}x{width}, index {list(wrong.index)}"
-    found = f"{wrong.ported!r}; error {wrong.error:.3g} of the layer's largest, bound {wrong.bound:g}"
+def _layer_differs(recognised: Recognised, trace: Trace) -> PortingError:
+    wrong = trace.faulty[0]
+    where = f"{wrong.layer} (PyTorch {wrong.module}) at {trace.run}, index {list(wrong.index)}"
+    if wrong.agrees and wrong.float32:
+        found = f"in float32 {wrong.float32.error:.3g} of the layer's largest off, {wrong.float32.noise:.3g} is noise"
+        expected = f"at most {wrong.float32.bound:.3g}"
+    else:
+        found = f"{wrong.ported!r}; error {wrong.error:.3g} of the layer's largest, bound {wrong.bound:g}"
+        expected = f"{wrong.reference!r} as TensorFlow computes"
     return PortingError(
         ErrorKind.PARITY,
         recognised.source.path,
-        [Defect(where, found, f"{wrong.reference!r} as TensorFlow computes")],
-        f"Nothing was emitted. {faulty} of {len(trace.layers)} layers differ; this is the first. Please report it.",
+        [Defect(where, found, expected)],
+        f"Nothing was emitted. {len(trace.faulty)} of {len(trace.layers)} layers are faulty; this is the first."
+        + (f" Likely cause: {wrong.cause}." if wrong.cause else "")
+        + " Please report it.",
     )

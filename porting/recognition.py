@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from porting import rules
 from porting.checkpoint_names import checkpoint_contents, holds_keras_names, layer_name_contents
@@ -13,9 +14,6 @@ from porting.reference.client import ReferenceSource
 from porting.sources.base import TensorSource
 
 DEFAULT_SIZE = (299, 299)  # what all four networks are evaluated at
-# A second, small size for proofs, odd by even: at 299 most pools are padded evenly on both sides, so that a port with
-# symmetric padding could pass; here the original's pools meet both cases.
-SECOND_SIZE = (97, 130)
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,11 @@ class Recognised:
         """The Xception in the file's own Keras graph, where it holds one."""
         return self.keras.model if self.keras else None
 
+    @property
+    def activation(self) -> str:
+        """What the source applies to its logits, "" where it applies nothing or does not say."""
+        return self.model.head.activation if self.model else ""
+
     def notes(self, plan: Plan) -> tuple[str, ...]:
         """What a port leaves out that the user might expect in it."""
         model = self.model
@@ -46,11 +49,6 @@ class Recognised:
         if model.head.activation and plan.classes:
             notes.append(f"{model.head.activation} after the head is not part of the port: logits come out")
         return tuple(notes)
-
-    def proof_sizes(self) -> list[tuple[int, int]]:
-        """The input sizes to prove at: the source's own, and a small one whose padding differs."""
-        own = self.model.inputs.size if self.model else None
-        return [own or DEFAULT_SIZE, SECOND_SIZE]
 
 
 def recognise(source: TensorSource) -> Recognised:
@@ -83,7 +81,7 @@ def reference_source(recognised: Recognised, plan: Plan) -> ReferenceSource:
         kind = "layers" if plan.arch == rules.KERAS_ARCH else "checkpoint"
         kind = "graph" if source.container == "tf-frozen-graph" else kind
         return ReferenceSource(kind, path, plan.arch, stored_classes, names, dense=dense)
-    model = keras.model
+    model, head = keras.model, plan.table.classifier
     return ReferenceSource(
         "keras",
         path,
@@ -93,9 +91,17 @@ def reference_source(recognised: Recognised, plan: Plan) -> ReferenceSource:
         has_graph=model is not None,
         layers=dict(model.layers) if model else {},
         dense=model.head.dense if model and dense else dense,
+        pooling=head.pooling if head else "avg",
+        head=_steps(head) if head else (),
         store=keras.store,
         nested=keras.nested,
     )
+
+
+def _steps(head: rules.Head) -> tuple[dict[str, Any], ...]:
+    """The modules of a classifier that is a chain, as the reference runs them."""
+    points = rules.chain_points(head.chain)
+    return tuple({"point": point.name, "layer": op.layer, "fused": op.fused} for point, op in points)
 
 
 def reference_name(recognised: Recognised, plan: Plan) -> str:

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from models.weights import classes_of
 from porting import artifact, rules
 from porting.bitwise import Fault, compare_weights
 from porting.errors import Defect, ErrorKind, PortingError
-from porting.manifest import VERIFIED, Manifest, manifest_path, merged, read_manifest
+from porting.findings import report
+from porting.manifest import VERIFIED, Manifest, manifest_path, merged, read_manifest, versions
+from porting.networks import UserNetwork, user_network
 from porting.origins import Progress, Quiet, find
 from porting.plan import Options, Plan, build_plan, fitting_archs
-from porting.recognition import Recognised, recognise
-from porting.reference import Reference
+from porting.recognition import Recognised, recognise, reference_name, reference_source
+from porting.reference import Recording, Reference
+from porting.runs import proof_runs
 from porting.sources import open_source
+from porting.weights_file import check_digest, read_weights_file, with_counters
 
 if TYPE_CHECKING:
     from porting.proof import Proof
-
-FAILED = "failed"
-# Other ports' names for the classifier: Cadene's pretrained-models calls it last_linear.
-_OTHER_NAMES = {"last_linear.weight": "fc.weight", "last_linear.bias": "fc.bias"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Verification:
         parameters: how many were compared bit for bit.
         faults: parameters that differ.
         proof: the layers, unless only weights were asked for or they cannot be loaded.
+        report: all of it as data, as `porting.report.schema` documents.
     """
 
     verdict: str
@@ -47,36 +49,7 @@ class Verification:
     parameters: int
     faults: tuple[Fault, ...]
     proof: Proof | None
-
-    def as_json(self) -> dict[str, Any]:
-        """verdict, reference, layers and faulty, as `python -m porting.verify --json` prints them."""
-        faulty: list[dict[str, Any]] = [
-            {
-                "layer": fault.parameter,
-                "variable": fault.variable,
-                "error": fault.error if math.isfinite(fault.error) else None,
-                "cause": fault.cause,
-                "index": list(fault.index),
-                "expected": fault.expected,
-                "found": fault.found,
-            }
-            for fault in self.faults
-        ]
-        layers = []
-        for trace in self.proof.traces if self.proof else ():
-            for layer in trace.layers:
-                error = layer.error if math.isfinite(layer.error) else None
-                size = list(trace.size)
-                layers.append(
-                    {"layer": layer.layer, "module": layer.module, "size": size, "error": error, "passed": layer.passed}
-                )
-        return {
-            "verdict": self.verdict,
-            "arch": self.arch,
-            "reference": self.proof.reference if self.proof else None,
-            "layers": layers,
-            "faulty": faulty,
-        }
+    report: dict[str, Any]
 
 
 def verify(
@@ -85,8 +58,11 @@ def verify(
     arch: str | None = None,
     *,
     sizes: Sequence[tuple[int, int]] = (),
+    network: str | None = None,
     weights_only: bool = False,
     ema: bool = False,
+    trace: str | Path | None = None,
+    reference_python: str | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Hold a PyTorch file to its source; a manifest beside a file that passes is upgraded to verified.
@@ -96,115 +72,127 @@ def verify(
         src: as `porting.port` takes it.
         arch: the network; default the manifest's, else the one that the source fits.
         sizes: heights and widths to run at; default as `porting.port` proves.
+        network: "MODULE:FACTORY" of the network to run, instead of this project's.
         weights_only: compare the weights alone, which needs no TensorFlow.
         ema: the file holds ExponentialMovingAverage shadows.
+        trace: a file of `porting.trace`, in TensorFlow's place.
+        reference_python: the interpreter that runs TensorFlow.
         progress: told of each stage and step.
 
     Raises:
         PortingError: a file that cannot be read, or a source that cannot be ported at all.
     """
     weights, watch = Path(weights), progress or Quiet()
-    state = _load(weights)
+    state = read_weights_file(weights)
     manifest = read_manifest(manifest_path(weights))
-    if manifest:
-        _check_digest(weights, manifest)
+    digest = check_digest(weights, manifest) if manifest else artifact.file_digest(weights)
     variant = manifest["variant"] if manifest else {}
     if variant.get("folded") or variant.get("dtype", "float32") != "float32":
         raise PortingError(
             ErrorKind.UNSUPPORTED, weights, [f"a variant that is not verified yet: {variant}"], "Verify the plain file."
         )
+    arch = arch or (manifest["arch"] if manifest else None)
     with ExitStack() as stack:
-        origin = find(src, arch or (manifest["arch"] if manifest else ""), stack, watch)
+        origin = find(src, arch or "", stack, watch)
         recognised = recognise(stack.enter_context(open_source(origin.path)))
-        plan = _plan(weights, recognised, state, arch or (manifest["arch"] if manifest else None), ema)
+        plan = _plan(weights, recognised, state, arch, ema)
         recognised.source.verify_files()
+        theirs = user_network(network, plan, with_counters(state)) if network else None
+        recording = stack.enter_context(Recording(Path(trace))) if trace else None
+        if recording:
+            recording.check(plan.arch, recognised.source.digest())
         reference = origin.reference
-        if not weights_only and reference is None:
-            reference = stack.enter_context(Reference(src))
+        if not weights_only and recording is None and reference is None:
+            reference = stack.enter_context(Reference(src, reference_python))
         arrays = {name: value.numpy() for name, value in state.items()}
         faults = compare_weights(plan, recognised.source, recognised.contents, arrays)
         proof = None
-        if not weights_only and reference is not None and not any(math.isinf(fault.error) for fault in faults):
-            from porting.proof import compare, network
-
-            model = network(plan, _with_counters(state))
-            chosen = list(sizes) or recognised.proof_sizes()
-            proof = compare(recognised, plan, reference, model, chosen, watch)
-        passed = not faults and (weights_only or (proof is not None and proof.passed))
-        if passed and proof and manifest:
-            stack.enter_context(artifact.one_writer(weights.absolute().parent))
-            manifest = read_manifest(manifest_path(weights)) or manifest  # another process may have written meanwhile
-            upgraded = merged({**manifest, "parity": {"verdict": VERIFIED, **proof.summary()}}, manifest)
-            if upgraded != manifest:
-                file = stack.enter_context(artifact.temporary_file(weights.absolute().parent))
-                artifact.write_json(file, upgraded)
-                artifact.publish({manifest_path(weights): file})
-    return Verification(VERIFIED if passed else FAILED, plan.arch, len(plan.table.rules), tuple(faults), proof)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    """The file's tensors under this project's names."""
-    if not path.is_file():
-        raise PortingError(ErrorKind.MISSING, path, ["no such file"], "Check the path.")
-    try:
-        loaded: Any = artifact.read_state(path)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PortingError(
-            ErrorKind.CORRUPT, path, [f"not a state dict that loads with weights_only=True ({reason})"],
-            "Give a file of plain tensors, as torch.save writes a state dict.",
-        ) from None  # fmt: skip
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    state: dict[str, Tensor] = {}
-    for name, value in loaded.items() if isinstance(loaded, Mapping) else [("", None)]:
-        if not isinstance(value, Tensor):
-            raise PortingError(ErrorKind.UNSUPPORTED, path, ["not a state dict"], "Give a mapping of names to tensors.")
-        state[_OTHER_NAMES.get(str(name), str(name))] = value.detach()
-    return state
-
-
-def _check_digest(weights: Path, manifest: Manifest) -> None:
-    """The manifest beside a file must be the file's own."""
-    digest = artifact.file_digest(weights)
-    recorded = [entry["sha256"] for entry in manifest["files"]]
-    if digest not in recorded:
-        raise PortingError(
-            ErrorKind.CORRUPT,
-            weights,
-            [Defect("sha256", digest, f"{' or '.join(recorded)}, as the manifest beside it says")],
-            "The file was changed after it was emitted: port it again, or remove the manifest to verify it as it is.",
+        if not weights_only and not any(math.isinf(fault.error) for fault in faults):
+            held_to = recording or reference
+            assert held_to is not None
+            proof = _prove(recognised, plan, with_counters(state), held_to, theirs, sizes, watch)
+        notes = []
+        if theirs and theirs.unseen:
+            notes.append(f"No module of {network} shows these by themselves: {', '.join(theirs.unseen)}.")
+        if faults and proof is None and not weights_only:
+            notes.append("No layer was run: these weights do not fit the network.")
+        found = report(
+            plan,
+            faults,
+            proof,
+            source={
+                "name": origin.name,
+                "kind": recognised.source.container,
+                "digest": recognised.source.digest(),
+                "synthetic": origin.synthetic,
+            },
+            weights={
+                "file": weights.name,
+                "sha256": digest,
+                "content_digest": artifact.content_digest(state),
+                "variant": variant or {"folded": False, "dtype": "float32", "bn_eps": rules.BATCH_NORM_EPSILON},
+            },
+            notes=notes,
+            versions=versions(proof is not None and recording is None),
+            weights_only=weights_only,
         )
+        if found["verdict"] == VERIFIED and proof and manifest and theirs is None:
+            _upgrade(stack, weights, manifest, proof)
+    return Verification(found["verdict"], plan.arch, len(plan.table.rules), tuple(faults), proof, found)
 
 
-def _with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with the batch counters that older files lack."""
-    import torch
+def _prove(
+    recognised: Recognised,
+    plan: Plan,
+    state: Mapping[str, Tensor],
+    held_to: Reference | Recording,
+    theirs: UserNetwork | None,
+    sizes: Sequence[tuple[int, int]],
+    watch: Progress,
+) -> Proof:
+    from porting import proof
 
-    complete = dict(state)
-    for name in state:
-        if name.endswith(".running_var"):
-            complete.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
-    return complete
+    if isinstance(held_to, Recording):
+        frames, runs = proof.recorded_frames(held_to)
+        name = held_to.reference
+    else:
+        held_to.open(reference_source(recognised, plan))
+        frames, runs = proof.reference_frames(held_to), proof_runs(recognised, plan.arch, sizes)
+        name = reference_name(recognised, plan)
+    if theirs is None:
+        return proof.compare(plan, frames, partial(proof.network, plan, state), runs, name, watch)
+    runs = [run for run in runs if run.output_stride == 32]  # what a factory makes has the stride that it has
+    return proof.compare(plan, frames, lambda _: theirs.create(), runs, name, watch, theirs.points)
+
+
+def _upgrade(stack: ExitStack, weights: Path, manifest: Manifest, proof: Proof) -> None:
+    """Record the proof in the manifest beside the file."""
+    stack.enter_context(artifact.one_writer(weights.absolute().parent))
+    manifest = read_manifest(manifest_path(weights)) or manifest  # another process may have written meanwhile
+    upgraded = merged({**manifest, "parity": {"verdict": VERIFIED, **proof.summary()}}, manifest)
+    if upgraded != manifest:
+        file = stack.enter_context(artifact.temporary_file(weights.absolute().parent))
+        artifact.write_json(file, upgraded)
+        artifact.publish({manifest_path(weights): file})
 
 
 def _plan(weights: Path, recognised: Recognised, state: Mapping[str, Tensor], arch: str | None, ema: bool) -> Plan:
     """The plan whose classifier has as many classes as the file's."""
     contents = recognised.contents
-    head = next((state[name] for name in ("head.fc.weight", "fc.weight") if name in state), None)
-    options = Options(ema=ema, backbone_only=head is None)
+    classes = classes_of(state)
+    options = Options(ema=ema, backbone_only=not classes)
     if arch is None:
         fits = fitting_archs(contents, options) or rules.ARCHS[:1]
         arch = fits[0]
     plan = build_plan(contents, arch, options)
-    if head is None or head.shape[0] == plan.classes:
+    if classes == plan.classes:
         return plan
     with_background = build_plan(contents, arch, replace(options, keep_background=True))
-    if head.shape[0] == with_background.classes:
+    if classes == with_background.classes:
         return with_background
     raise PortingError(
         ErrorKind.MISMATCH,
         weights,
-        [Defect("classifier", f"{head.shape[0]} classes", f"{plan.classes} classes, as the source holds")],
+        [Defect("classifier", f"{classes} classes", f"{plan.classes} classes, as the source holds")],
         "Give the source that the file was ported from.",
     )

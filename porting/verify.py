@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from porting import rules, terminal
@@ -33,9 +34,13 @@ def parser() -> argparse.ArgumentParser:
     add("--src", required=True, help="what it was ported from, as porting.convert takes it")
     add("--arch", choices=rules.ARCHS, help="the network (default: as the manifest says, else as the source fits)")
     add("--size", type=_size, nargs="+", default=[], metavar="HxW", help="input sizes to run at")
+    add("--network", metavar="MODULE:FACTORY", help="the network to run (default: this project's)")
     add("--ema", action="store_true", help="the file holds ExponentialMovingAverage shadows")
     add("--weights-only", action="store_true", help="compare the weights alone: seconds, and no TensorFlow")
-    add("--json", action="store_true", help="print one JSON object")
+    add("--trace", metavar="FILE", help="what porting.trace wrote, instead of running TensorFlow here")
+    add("--reference-python", metavar="PATH", help="the Python that has TensorFlow (default: this one)")
+    add("--report", metavar="DIR", help="write the report there, as JSON and as a web page")
+    add("--json", action="store_true", help="print the report as one JSON object")
     return result
 
 
@@ -56,14 +61,22 @@ def _verify(arguments: argparse.Namespace) -> int:
             arguments.src,
             arguments.arch,
             sizes=arguments.size,
+            network=arguments.network,
             weights_only=arguments.weights_only,
             ema=arguments.ema,
+            trace=arguments.trace,
+            reference_python=arguments.reference_python,
             progress=bars,
         )
     finally:
         bars.close()
+    if arguments.report:
+        from porting.report.files import write
+
+        for path in write(found.report, Path(arguments.report), Path(arguments.weights).stem):
+            terminal.note(f"wrote {path}")
     if arguments.json:
-        print(json.dumps(found.as_json()))
+        print(json.dumps(found.report))
     else:
         _report(found)
     return terminal.DONE if found.verdict == VERIFIED else terminal.FAILED
@@ -72,23 +85,21 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _report(found: Verification) -> None:
     print(f"{found.verdict}: {found.arch}")
     print(f"  weights  {found.parameters} compared bit for bit, {len(found.faults)} differ")
-    for fault in found.faults:
-        where = f" at {list(fault.index)}" if fault.index else ""
-        variable = f" ({fault.variable})" if fault.variable else ""
-        print(f"    {fault.parameter}{variable}: expected {fault.expected}, found {fault.found}{where}: {fault.cause}")
-    if found.proof is None:
-        return
-    for trace in found.proof.traces:
-        height, width = trace.size
-        wrong = sum(not layer.passed for layer in trace.layers)
-        print(f"  {height}x{width}  {len(trace.layers)} layers against {found.proof.reference}, {wrong} differ")
-        if layer := trace.first_wrong:
-            print(
-                f"    first: {layer.layer} (PyTorch {layer.module}) at {list(layer.index)}: expected "
-                f"{layer.reference!r}, found {layer.ported!r}; error {layer.error:.3g}, bound {layer.bound:g}"
-            )
-    if not found.proof.float32.passed:
-        print(f"  float32  error {found.proof.float32.error:.3g}, bound {found.proof.float32.bound:g}")
+    if found.proof:
+        print(f"  layers   {len(found.proof.traces[0].layers)} against {found.proof.reference}")
+        for trace in found.proof.traces:
+            error = f"worst {trace.worst.error:.2g} of {trace.worst.layer}"
+            print(f"    {trace.run}: {len(trace.faulty)} differ" + (f", {error}" if trace.passed else ""))
+            if trace.stopped:
+                print(f"      the network stopped: {trace.stopped}")
+    for fault in found.report["faulty"]:
+        names = " = ".join(filter(None, (fault["variable"] or fault["layer"], fault["parameter"] or fault["module"])))
+        where = f" at {fault['index']}" if fault["index"] else ""
+        size = "" if fault["error"] is None else f", error {fault['error']:.3g}"
+        print(f"  {names}{where}: expected {fault['expected']}, found {fault['found']}{size}")
+        print(f"    cause: {fault['cause']}")
+    for note in found.report["notes"]:
+        print(f"  note     {note}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from porting.reference.tensorflow_import import tf
 EPSILON = 1e-3  # deeplab/core/xception.py, xception_arg_scope: batch_norm_epsilon
 Tensor = Any
 Variable = Callable[[str], "np.ndarray[Any, np.dtype[Any]]"]
-Emit = Callable[[str, Tensor], None]
+Emit = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class AlignedXception:
         self.root = f"xception_{arch.removeprefix('xception')}"
 
     def __call__(self, image: Tensor, emit: Emit) -> None:
-        """Run the network on an NHWC image and emit (name, activation) in order."""
+        """Run the network on an NHWC image and emit (name, activation) in order; what `emit` returns is passed on."""
         self.emit = emit
         net = tf.cast(image, self.dtype)
         for scope, stride in (("conv1_1", 2), ("conv1_2", 1)):
@@ -79,29 +79,26 @@ class AlignedXception:
             else:
                 net = self._module(net, unit, unit.stride, 1)
                 current *= unit.stride
-        net = tf.reduce_mean(net, [1, 2], keepdims=True)
-        self.emit("global_pool", net[:, 0, 0, :])
+        net = self.emit("global_pool", tf.reduce_mean(net, [1, 2]))
         if self.with_logits:
             scope = f"{self.root}/logits"
+            net = net[:, None, None, :]
             net = tf.nn.conv2d(net, self._value(f"{scope}/weights"), 1, "SAME") + self._value(f"{scope}/biases")
             self.emit(scope, net[:, 0, 0, :])
 
     def _value(self, name: str) -> Tensor:
         # Through float32: what is ported is float32, whatever the checkpoint holds.
-        return tf.constant(self.variable(name).astype(np.float32), self.dtype)
+        return tf.cast(tf.constant(self.variable(name).astype(np.float32, copy=False)), self.dtype)
 
     def _relu(self, net: Tensor, name: str) -> Tensor:
-        net = tf.nn.relu(net)
-        self.emit(name, net)
-        return net
+        return self.emit(name, tf.nn.relu(net))
 
     def _batch_norm(self, net: Tensor, scope: str) -> Tensor:
         gamma, beta, mean, variance = (
             self._value(f"{scope}/BatchNorm/{leaf}") for leaf in ("gamma", "beta", "moving_mean", "moving_variance")
         )
         net = tf.nn.batch_normalization(net, mean, variance, beta, gamma, EPSILON)
-        self.emit(f"{scope}/BatchNorm", net)
-        return net
+        return self.emit(f"{scope}/BatchNorm", net)
 
     def _conv(self, net: Tensor, scope: str, stride: int) -> Tensor:
         """conv2d_same: explicit symmetric padding where the stride is not 1, then batch norm."""
@@ -109,8 +106,7 @@ class AlignedXception:
         size, padding = int(kernel.shape[0]), "SAME"
         if stride != 1 and size > 1:
             net, padding = _fixed_padding(net, size, 1), "VALID"
-        net = tf.nn.conv2d(net, kernel, stride, padding)
-        self.emit(f"{scope}/Conv2D", net)
+        net = self.emit(f"{scope}/Conv2D", tf.nn.conv2d(net, kernel, stride, padding))
         return self._batch_norm(net, scope)
 
     def _depthwise(self, net: Tensor, scope: str, stride: int, rate: int) -> Tensor:
@@ -119,8 +115,7 @@ class AlignedXception:
         if stride != 1:
             net, padding = _fixed_padding(net, int(kernel.shape[0]), rate), "VALID"
         net = tf.nn.depthwise_conv2d(net, kernel, [1, stride, stride, 1], padding, dilations=[rate, rate])
-        self.emit(f"{scope}/depthwise", net)
-        return self._batch_norm(net, scope)
+        return self._batch_norm(self.emit(f"{scope}/depthwise", net), scope)
 
     def _module(self, inputs: Tensor, unit: _Unit, stride: int, rate: int) -> Tensor:
         scope = f"{self.root}/{unit.scope}/xception_module"
@@ -138,9 +133,7 @@ class AlignedXception:
         if unit.skip == "none":
             return residual
         shortcut = inputs if unit.skip == "sum" else self._conv(inputs, f"{scope}/shortcut", stride)
-        outputs = residual + shortcut
-        self.emit(f"{scope}/add", outputs)
-        return outputs
+        return self.emit(f"{scope}/add", residual + shortcut)
 
 
 def _fixed_padding(net: Tensor, kernel_size: int, rate: int) -> Tensor:

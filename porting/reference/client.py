@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import queue
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -21,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from porting.errors import ErrorKind, PortingError
+from porting.reference.frames import Activation, Frame, Put, ReadAhead
 
 # Activations read ahead of the comparison, so that the two frameworks overlap without holding more than a few layers.
 READ_AHEAD_BYTES = 128 << 20
 
-Activation = npt.NDArray[np.floating[Any]]
+__all__ = ["READ_AHEAD_BYTES", "Activation", "Frame", "Reference", "ReferenceSource", "tensorflow_available"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,11 @@ class ReferenceSource:
         container: the source's container (Keras).
         has_graph: whether the file holds the user's model, not weights alone (Keras).
         layers: the vocabulary's layer names to paths in the user's model (Keras).
-        dense: path of the classifier in the user's model, or its name in keras.applications' (Keras).
+        dense: path of the classifier in the user's model, or its name in keras.applications' (Keras); "" where it is
+            more than one dense layer.
+        pooling: how the features are pooled, "avg" or "max" (Keras).
+        head: the steps of a classifier of several layers: the trace `point`, the path of the `layer` in the user's
+            model, and whether the step is the activation that this layer applies itself (`fused`).
         store: prefix of a nested network's weights in a file without a graph (Keras).
         nested: whether such a file nests the network in another model (Keras).
     """
@@ -56,6 +59,8 @@ class ReferenceSource:
     has_graph: bool = False
     layers: Mapping[str, str] = field(default_factory=dict)
     dense: str = ""
+    pooling: str = "avg"
+    head: tuple[Mapping[str, Any], ...] = ()
     store: str = ""
     nested: bool = False
 
@@ -78,22 +83,34 @@ def require_tensorflow(file: object) -> None:
 
 
 class Reference:
-    """TensorFlow in a process of its own; a context manager that always ends the process."""
+    """TensorFlow in a process of its own; a context manager that always ends the process.
 
-    def __init__(self, file: object) -> None:
-        require_tensorflow(file)
+    Args:
+        file: what is ported, for messages.
+        python: the interpreter that has TensorFlow; default this one.
+    """
+
+    def __init__(self, file: object, python: str | None = None) -> None:
+        if python is None:
+            require_tensorflow(file)
         self.file = file
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         root = str(Path(__file__).resolve().parents[2])
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "porting.reference.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=environment,
-        )
+        try:
+            self.process = subprocess.Popen(
+                [python or sys.executable, "-m", "porting.reference.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                env=environment,
+            )
+        except OSError as error:
+            self.log.close()
+            raise PortingError(
+                ErrorKind.MISSING, python, [f"cannot be run: {error.strerror}"], "Give a Python that has TensorFlow."
+            ) from None
 
     def synthesize(self, arch: str, seed: int, folder: Path) -> Path:
         """Have TensorFlow write a synthetic source into a folder; returns what to port."""
@@ -106,30 +123,40 @@ class Reference:
         self._answer()
 
     def trace(
-        self, image: npt.NDArray[np.float32], dtype: str = "float64", output_stride: int = 32
-    ) -> Iterator[tuple[str, Activation]]:
-        """Every activation of the network on an NHWC image, by name, in TensorFlow's order, read ahead a little.
+        self,
+        image: npt.NDArray[np.float32],
+        dtype: str = "float64",
+        output_stride: int = 32,
+        *,
+        probe: bool = False,
+        noise: bool = False,
+    ) -> Iterator[Frame]:
+        """Every activation of the network on an NHWC image, in TensorFlow's order, read ahead a little.
+
+        Args:
+            probe: each layer passes on `porting.reference.frames.probe` in its output's place.
+            noise: TensorFlow runs in float32 beside, and each frame holds the largest difference.
 
         Raises:
             PortingError: reference, where TensorFlow could not run the source.
         """
-        self._send(
-            {
-                "do": "trace",
-                "dtype": dtype,
-                "output_stride": output_stride,
-                "shape": image.shape,
-                "nbytes": image.nbytes,
-            },
-            np.ascontiguousarray(image).data.cast("B"),
-        )
-        return iter(_ReadAhead(self._frames(np.dtype(dtype))))
+        request = {
+            "do": "trace",
+            "dtype": dtype,
+            "output_stride": output_stride,
+            "probe": probe,
+            "noise": noise,
+            "shape": image.shape,
+            "nbytes": image.nbytes,
+        }
+        self._send(request, np.ascontiguousarray(image).data.cast("B"))
+        return iter(ReadAhead(lambda put: self._frames(np.dtype(dtype), put), READ_AHEAD_BYTES))
 
-    def _frames(self, dtype: np.dtype[Any]) -> Iterator[tuple[str, Activation]]:
+    def _frames(self, dtype: np.dtype[Any], put: Put) -> None:
         while not (header := self._header()).get("end"):
             buffer = bytearray(header["nbytes"])
             self._fill(memoryview(buffer))
-            yield header["name"], np.frombuffer(buffer, dtype).reshape(header["shape"])
+            put(Frame(header["name"], np.frombuffer(buffer, dtype).reshape(header["shape"]), header.get("noise")))
 
     def _send(self, request: Mapping[str, Any], payload: memoryview | None = None) -> None:
         stream = self._stream(self.process.stdin)
@@ -200,34 +227,3 @@ class Reference:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-
-class _ReadAhead:
-    """Frames drained by a thread, at most READ_AHEAD_BYTES ahead of whoever iterates."""
-
-    def __init__(self, frames: Iterator[tuple[str, Activation]]) -> None:
-        self.frames = frames
-        self.items: queue.SimpleQueue[tuple[str, Activation] | BaseException | None] = queue.SimpleQueue()
-        self.room = threading.Condition()
-        self.ahead = 0
-        threading.Thread(target=self._drain, daemon=True).start()
-
-    def _drain(self) -> None:
-        try:
-            for item in self.frames:
-                with self.room:
-                    self.room.wait_for(lambda: self.ahead < READ_AHEAD_BYTES)
-                    self.ahead += item[1].nbytes
-                self.items.put(item)
-            self.items.put(None)
-        except BaseException as error:  # delivered to the consumer, which raises it
-            self.items.put(error)
-
-    def __iter__(self) -> Iterator[tuple[str, Activation]]:
-        while (item := self.items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            with self.room:
-                self.ahead -= item[1].nbytes
-                self.room.notify()
-            yield item

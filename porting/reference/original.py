@@ -13,7 +13,7 @@ from porting.reference.tensorflow_import import keras, tf
 
 Model = Any
 Tensor = Any
-Emit = Callable[[str, Tensor], None]
+Emit = Callable[[str, Tensor], Tensor]
 Variable = Callable[[str], Any]
 
 
@@ -38,40 +38,52 @@ class KerasXception:
         self.dtype = dtype
         self.names = names  # layer of the backbone to the vocabulary's name
         self.backbone = _recast(backbone, dtype)
-        self.pool = keras.layers.GlobalAveragePooling2D(dtype=dtype)
-        self.dense = None
+        self.pooling = source["pooling"]
+        pools = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
+        self.pool = pools[self.pooling](dtype=dtype)
+        self.head: list[tuple[str, Callable[[Tensor], Tensor]]] = []  # trace point, and what computes it
         if source["dense"]:
-            self.dense = _recast_dense(_layer(model, source["dense"]), dtype)
+            self.head.append(("predictions", _recast_layer(_layer(model, source["dense"]), dtype)))
+        for step in source["head"]:
+            layer = _layer(model, step["layer"])
+            self.head.append((step["point"], _function_of(layer) if step["fused"] else _recast_layer(layer, dtype)))
 
     def __call__(self, image: Tensor, emit: Emit) -> None:
-        """Run the network on an NHWC image and emit (name, activation) in Keras's own order."""
-        features = None
-        for layer, output in run_layers(self.backbone, tf.cast(image, self.dtype)):
+        """Run the network on an NHWC image and emit (name, activation) in Keras's own order.
+
+        What `emit` returns is passed on to the layers that follow.
+        """
+
+        def passed_on(layer: Any, output: Tensor) -> Tensor:
             name = self.names.get(layer.name)
-            if name:
-                emit(name, output)
-            features = output
-        pooled = self.pool(features)
-        emit("avg_pool", pooled)
-        if self.dense is not None:
-            emit("predictions", self.dense(pooled))
+            return emit(name, output) if name else output
+
+        features = run_layers(self.backbone, tf.cast(image, self.dtype), passed_on)
+        value = emit(f"{self.pooling}_pool", self.pool(features))
+        for point, compute in self.head:
+            value = emit(point, compute(value))
 
 
-def run_layers(model: Model, image: Tensor) -> Iterator[tuple[Any, Tensor]]:
-    """Each layer of a functional model with its output, dropping activations after their last use."""
+def run_layers(model: Model, image: Tensor, passed_on: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """The last output of a functional model, run layer by layer, dropping activations after their last use.
+
+    Args:
+        passed_on: gets each layer with its output, and returns what the layers that follow take.
+    """
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     inputs = {layer.name: layer.input if isinstance(layer.input, list) else [layer.input] for layer in layers}
     last_use = {id(tensor): layer.name for layer in layers for tensor in inputs[layer.name]}
     values = {id(model.inputs[0]): image}
+    output = image
     for layer in layers:
         arguments = [values[id(tensor)] for tensor in inputs[layer.name]]
         # training=False reaches the layers that know it; eager layers run in inference mode by default anyway.
-        output = layer(arguments if len(arguments) > 1 else arguments[0])
+        output = passed_on(layer, layer(arguments if len(arguments) > 1 else arguments[0]))
         values[id(layer.output)] = output
         for tensor in inputs[layer.name]:
             if last_use[id(tensor)] == layer.name:
                 values.pop(id(tensor), None)
-        yield layer, output
+    return output
 
 
 def _load_model(source: Mapping[str, Any]) -> Model:
@@ -194,14 +206,33 @@ def _recast(model: Model, dtype: str) -> Model:
     return copy
 
 
-def _recast_dense(layer: Any, dtype: str) -> Any:
-    """The user's dense layer without its activation: logits come out."""
+def _recast_layer(layer: Any, dtype: str) -> Callable[[Tensor], Tensor]:
+    """A layer of the user's head with another type; a dense one without its activation."""
+    if isinstance(layer, keras.layers.Activation):
+        return _function_of(layer)
     config = _with_dtype(layer.get_config(), dtype)
-    config["activation"] = "linear"
-    copy = keras.layers.Dense.from_config(config)
-    copy.build((None, layer.get_weights()[0].shape[0]))
-    copy.set_weights(layer.get_weights())
-    return copy
+    if isinstance(layer, keras.layers.Dense):
+        config["activation"] = "linear"
+    copy = type(layer).from_config(config)
+    weights = layer.get_weights()
+    if weights:
+        copy.build((None, weights[0].shape[0]))
+        copy.set_weights(weights)
+    return copy  # type: ignore[no-any-return]
+
+
+def _function_of(layer: Any) -> Callable[[Tensor], Tensor]:
+    """The activation that a layer applies; one that is a layer itself, with the input's type."""
+    function = layer.activation
+    if isinstance(function, keras.layers.Layer):
+        return lambda value: _recast_layer(function, value.dtype.name)(value)
+    return _gelu if function is keras.activations.gelu else function
+
+
+def _gelu(value: Tensor) -> Tensor:
+    """Keras's gelu. TensorFlow's rounds its constant to float32 whatever the type, which shows in float64 (5e-9)."""
+    root = tf.sqrt(tf.constant(2.0, value.dtype))
+    return value * (1 + tf.math.erf(value / root)) / 2
 
 
 def _with_dtype(value: Any, dtype: str) -> Any:

@@ -1,0 +1,192 @@
+"""Running the PyTorch network beside the reference, comparing each layer as both compute it.
+
+Each PyTorch module's forward hook takes the reference's activation of the same name, compares, and drops it, so that
+only a few layers are ever held. From a layer that differs on, the network continues in isolation: the hook replaces
+the wrong activation by the reference's, through the network's own wiring, so that every faulty layer is found in one
+pass and no innocent one is blamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from porting import causes
+from porting.parity import FLOAT64_BOUND, LayerResult, Trace, absent, compare, with_float32
+from porting.reference import Activation
+from porting.reference.frames import Frame, Put, ReadAhead, probe
+from porting.rules import TracePoint
+from porting.runs import Run
+
+FLOAT32_AHEAD_BYTES = 1 << 20  # float32 is faster than float64 and waits for it
+
+
+def lockstep(
+    model: nn.Module,
+    points: Sequence[TracePoint],
+    image: npt.NDArray[np.float32],
+    frames: Iterator[Frame],
+    run: Run,
+    *,
+    float32: nn.Module | None = None,
+    skip: int = 0,
+    bound: float = FLOAT64_BOUND,
+    step: Callable[[], None] = lambda: None,
+) -> Trace:
+    """Run the model in float64 and compare every trace point with the reference's activation.
+
+    Args:
+        model: the network, in float32; each layer's weights are cast to float64 for the time of its own forward.
+        points: activations paired with modules; the last one is the output.
+        image: NHWC.
+        frames: the reference's, in its own order; other names than the points' are passed over.
+        run: what the reference was asked for. `run.float32` needs frames with noise.
+        float32: the same network again, for `run.float32`.
+        skip: leading outputs of the reference that the port leaves out.
+        bound: see FLOAT64_BOUND.
+        step: called after each comparison.
+    """
+    incoming = _Incoming(frames)
+    results: dict[str, LayerResult] = {}
+    stopped = ""
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        beside = _Beside(stack, float32, points, image) if run.float32 and float32 is not None else None
+
+        def compared(point: TracePoint, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            step()
+            frame = incoming.take(point.name)
+            lighter = beside.take(point.name) if beside else None
+            if frame is None:
+                results[point.module] = absent(point, "the reference did not compute it", bound)
+                return None
+            expected = frame.values[..., skip:] if point is points[-1] else frame.values
+            found = _channels_last(output)
+            if found.size == expected.size and found.shape[1:3] == (1, 1):
+                found = found.reshape(expected.shape)  # a pool that keeps its two sides of 1
+            result = compare(point, found, expected, bound)
+            # Once a layer differs, float32's own chain goes on from the wrong value and says nothing more.
+            agrees = result.agrees and all(layer.agrees for layer in results.values())
+            if agrees and lighter is not None and frame.noise is not None:
+                result = with_float32(result, lighter, expected, frame.noise)
+            if not result.agrees:
+                result = replace(result, cause=causes.likely(module, inputs, output, _channels_first(expected)))
+            results[point.module] = result
+            if result.agrees and not run.probe:
+                return None
+            passed_on = _channels_first(probe(point.name, frame.values) if run.probe else frame.values)
+            return passed_on.reshape(output.shape) if passed_on.numel() == output.numel() else passed_on
+
+        stack.enter_context(_layerwise_float64(model))
+        for point in points:
+            module = model.get_submodule(point.module)
+            handle = module.register_forward_hook(
+                lambda module, inputs, output, point=point: compared(point, module, inputs, output)
+            )
+            stack.callback(handle.remove)
+        try:
+            model(_channels_first(image).double())
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            stopped = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    incoming.finish()
+    reason = "the network stopped before it" if stopped else "the network did not compute it"
+    layers = [*results.values(), *(absent(point, reason, bound) for point in points if point.module not in results)]
+    return Trace(run, tuple(layers), stopped)
+
+
+class _Incoming:
+    """The reference's activations by name; what comes before it is asked for is kept until it is."""
+
+    def __init__(self, frames: Iterator[Frame]) -> None:
+        self.frames = frames
+        self.early: dict[str, Frame] = {}
+
+    def take(self, name: str) -> Frame | None:
+        while name not in self.early:
+            item = next(self.frames, None)
+            if item is None:
+                return None
+            self.early[item.name] = item
+        return self.early.pop(name)
+
+    def finish(self) -> None:
+        """Read what is left: the reference's stream must be at its end before it is asked again, and may fail late."""
+        for _ in self.frames:
+            pass
+
+
+class _Beside:
+    """The network in float32, run by a thread that stays a layer ahead."""
+
+    def __init__(
+        self, stack: ExitStack, model: nn.Module, points: Sequence[TracePoint], image: npt.NDArray[np.float32]
+    ) -> None:
+        def produce(put: Put) -> None:
+            with torch.inference_mode(), ExitStack() as hooks:
+                for point in points:
+                    handle = model.get_submodule(point.module).register_forward_hook(
+                        lambda _module, _inputs, output, point=point: put(Frame(point.name, _channels_last(output)))
+                    )
+                    hooks.callback(handle.remove)
+                model(_channels_first(image))
+
+        ahead = stack.enter_context(closing(ReadAhead(produce, FLOAT32_AHEAD_BYTES)))
+        self.incoming = _Incoming(iter(ahead))
+
+    def take(self, name: str) -> Activation | None:
+        frame = self.incoming.take(name)
+        return None if frame is None else frame.values
+
+
+def _channels_last(value: Tensor) -> Activation:
+    array: Activation = (value.permute(0, 2, 3, 1) if value.dim() == 4 else value).numpy()
+    return array
+
+
+def _channels_first(array: npt.NDArray[Any]) -> Tensor:
+    """A tensor of its own: what follows may work in place."""
+    value = torch.from_numpy(array)
+    return (value.permute(0, 3, 1, 2) if value.dim() == 4 else value).clone(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def _layerwise_float64(model: nn.Module) -> Iterator[None]:
+    """Each leaf module's parameters are float64 while it runs and as before again after, so only one layer's are held.
+
+    A narrower type to float64 and back changes no bit.
+    """
+    leaves = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
+    handles = []
+    for module in leaves:
+        own = next(module.parameters(recurse=False)).dtype
+        handles.append(module.register_forward_pre_hook(lambda m, _: _cast(m, torch.float64)))
+        handles.append(module.register_forward_hook(lambda m, _i, _o, own=own: _cast(m, own), always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    module.to(dtype)
+
+
+def load_network(create: Any, state: Mapping[str, Tensor]) -> nn.Module:
+    """A network built without storage that takes the state dict's tensors as its own.
+
+    Raises:
+        RuntimeError: the state dict is not exactly the network's.
+    """
+    with torch.device("meta"):
+        model: nn.Module = create()
+    model.load_state_dict(dict(state), strict=True, assign=True)
+    return model.eval()

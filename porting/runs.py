@@ -1,0 +1,81 @@
+"""What a proof runs: input sizes, output strides, probes, float32; and the image that every run starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from porting import rules
+from porting.recognition import DEFAULT_SIZE, Recognised
+
+# Small inputs, odd, even and not square. Padding faults hide at lucky sizes: over these three, each of the original's
+# four pools meets an odd and an even side, and so does every strided convolution (tests/test_runs.py).
+SMALL_SIZES = ((71, 71), (66, 66), (75, 90))
+OUTPUT_STRIDES = (32, 16, 8)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass of both networks.
+
+    Attributes:
+        size: height and width of the input.
+        output_stride: 32, or 16 or 8 of an aligned network.
+        probe: every layer passes on dense signed random numbers, the same in both frameworks, instead of its output,
+            so that no channel that is never positive hides what follows it.
+        float32: the network also runs in float32, beside TensorFlow's own float32.
+    """
+
+    size: tuple[int, int]
+    output_stride: int = 32
+    probe: bool = False
+    float32: bool = False
+
+    def __str__(self) -> str:
+        stride = f", output stride {self.output_stride}" if self.output_stride != 32 else ""
+        return f"{self.size[0]}x{self.size[1]}{stride}{', probes' if self.probe else ''}"
+
+    def as_json(self) -> dict[str, Any]:
+        """As manifests and reports name it."""
+        size, stride = list(self.size), self.output_stride
+        return {"size": size, "output_stride": stride, "input": "probe" if self.probe else "image"}
+
+
+def proof_runs(recognised: Recognised, arch: str, sizes: Sequence[tuple[int, int]] = ()) -> list[Run]:
+    """The sizes asked for, or the source's own and small ones at every output stride; and probes."""
+    own = recognised.model.inputs.size if recognised.model else None
+    first, *more = sizes or [own or DEFAULT_SIZE]
+    runs = [Run(first, float32=True), *(Run(size) for size in more)]
+    if not sizes:
+        strides = OUTPUT_STRIDES if arch in rules.ALIGNED_SCOPES else OUTPUT_STRIDES[:1]
+        runs += [Run(size, stride) for stride in strides for size in SMALL_SIZES]
+    return [*runs, Run(SMALL_SIZES[-1], probe=True)]
+
+
+def image(height: int, width: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    """A deterministic NHWC image in [-1, 1]: smooth structure as in a photograph, with noise on every pixel."""
+    random = np.random.Generator(np.random.PCG64([seed, height, width]))
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    pixels = random.uniform(-0.4, 0.4, (height, width, 3))
+    for frequency in (1.3, 3.7, 11.0):
+        for channel in range(3):
+            angle, phase = random.uniform(0, 2 * math.pi, 2)
+            wave = np.sin(2 * math.pi * frequency * (x * math.cos(angle) + y * math.sin(angle)) + phase)
+            pixels[:, :, channel] += 0.25 * wave
+    return np.clip(pixels, -1, 1).astype(np.float32)[None]
+
+
+def run_of(entry: Mapping[str, Any], float32: bool) -> Run:
+    """The run that `Run.as_json` named.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no such entry.
+    """
+    height, width = entry["size"]
+    size = (int(height), int(width))
+    return Run(size, int(entry["output_stride"]), {"probe": True, "image": False}[entry["input"]], float32)
