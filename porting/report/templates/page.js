@@ -52,7 +52,7 @@
 
     places.forEach((place, position) => place.addEventListener("pointerenter", () => show(position)));
     plot.addEventListener("pointerleave", hide);
-    addEventListener("scroll", hide, { passive: true });
+    addEventListener("scroll", () => (tip.hidden = true), { passive: true }); // it would stay where the chart was
     plot.tabIndex = 0;
     plot.setAttribute("aria-label", "Chart of the error of every layer; arrow keys walk through the layers");
     plot.addEventListener("blur", hide);
