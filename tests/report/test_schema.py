@@ -15,7 +15,7 @@ from porting.errors import ErrorKind
 from porting.report import schema
 from tests.report import reports
 
-GOOD = reports.failed()
+GOOD = reports.failed("xception41")
 
 
 @pytest.mark.parametrize("build", [reports.verified, reports.failed, reports.weights_only])
@@ -41,10 +41,11 @@ def test_the_documentation_names_every_field() -> None:
 
 def broken(path: str, value: object) -> reports.Report:
     """The good report with one value replaced; `...` removes it."""
-    report = copy.deepcopy(GOOD)
+    report = dict(GOOD)
     place: Any = report
     *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
     for step in steps:
+        place[step] = copy.copy(place[step])
         place = place[step]
     if value is ...:
         del place[last]
