@@ -60,6 +60,7 @@ class LayerResult:
         bound: what `error` may be.
         float32: the same layer in float32, where it was run.
         cause: the likely reason for a difference, in words.
+        reached: False where the network stopped before it, which is no fault of its own.
     """
 
     layer: str
@@ -72,6 +73,7 @@ class LayerResult:
     bound: float
     float32: Float32Result | None = None
     cause: str = ""
+    reached: bool = True
 
     @property
     def agrees(self) -> bool:
@@ -100,7 +102,7 @@ class Trace:
 
     @property
     def faulty(self) -> tuple[LayerResult, ...]:
-        return tuple(layer for layer in self.layers if not layer.passed)
+        return tuple(layer for layer in self.layers if layer.reached and not layer.passed)
 
     @property
     def passed(self) -> bool:

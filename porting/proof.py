@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -141,12 +141,14 @@ def compare(
     reference: str,
     progress: Progress,
     points: Sequence[TracePoint] = (),
+    wrong_weights: Container[str] = (),
 ) -> Proof:
     """Run a network beside the reference, whatever comes of it.
 
     Args:
         networks: the network at an output stride, a new one each time.
         points: what to compare; default everything that the plan's table pairs.
+        wrong_weights: modules whose difference needs no other explanation.
 
     Raises:
         PortingError: reference.
@@ -159,7 +161,7 @@ def compare(
         model = networks(run.output_stride)
         lighter = networks(run.output_stride) if run.float32 else None
         traces.append(
-            lockstep(model, points, pixels, activations, run, float32=lighter, skip=plan.skipped, step=progress.step)
+            lockstep(model, points, pixels, activations, run, float32=lighter, skip=plan.skipped, wrong_weights=wrong_weights, step=progress.step)
         )
     return Proof(tuple(traces), reference)
 

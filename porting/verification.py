@@ -16,7 +16,7 @@ from models.weights import classes_of
 from porting import artifact, rules
 from porting.bitwise import Fault, compare_weights
 from porting.errors import Defect, ErrorKind, PortingError
-from porting.findings import report
+from porting.findings import layer_of, report
 from porting.manifest import VERIFIED, Manifest, manifest_path, merged, read_manifest, versions
 from porting.networks import UserNetwork, user_network
 from porting.origins import Progress, Quiet, find
@@ -110,7 +110,7 @@ def verify(
         if not weights_only and not any(math.isinf(fault.error) for fault in faults):
             held_to = recording or reference
             assert held_to is not None
-            proof = _prove(recognised, plan, with_counters(state), held_to, theirs, sizes, watch)
+            proof = _prove(recognised, plan, with_counters(state), held_to, theirs, sizes, faults, watch)
         notes = []
         if theirs and theirs.unseen:
             notes.append(f"No module of {network} shows these by themselves: {', '.join(theirs.unseen)}.")
@@ -148,6 +148,7 @@ def _prove(
     held_to: Reference | Recording,
     theirs: UserNetwork | None,
     sizes: Sequence[tuple[int, int]],
+    faults: Sequence[Fault],
     watch: Progress,
 ) -> Proof:
     from porting import proof
@@ -159,10 +160,12 @@ def _prove(
         held_to.open(reference_source(recognised, plan))
         frames, runs = proof.reference_frames(held_to), proof_runs(recognised, plan.arch, sizes)
         name = reference_name(recognised, plan)
+    wrong = {point.module for fault in faults if (point := layer_of(plan.table, fault.parameter))}
+    compare = partial(proof.compare, plan, frames, reference=name, progress=watch, wrong_weights=wrong)
     if theirs is None:
-        return proof.compare(plan, frames, partial(proof.network, plan, state), runs, name, watch)
+        return compare(networks=partial(proof.network, plan, state), runs=runs)
     runs = [run for run in runs if run.output_stride == 32]  # what a factory makes has the stride that it has
-    return proof.compare(plan, frames, lambda _: theirs.create(), runs, name, watch, theirs.points)
+    return compare(networks=lambda _: theirs.create(), runs=runs, points=theirs.points)
 
 
 def _upgrade(stack: ExitStack, weights: Path, manifest: Manifest, proof: Proof) -> None:
