@@ -53,7 +53,7 @@ def prepare_folder(folder: Path) -> None:
     Raises:
         PortingError: output.
     """
-    with _output_errors(folder):
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -65,7 +65,7 @@ def one_writer(folder: Path) -> Iterator[None]:
 
     The folder itself is locked: nothing is left to clean up, and a process that dies holds nothing.
     """
-    with _output_errors(folder):
+    with output_errors(folder):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -82,7 +82,7 @@ def one_writer(folder: Path) -> Iterator[None]:
 @contextmanager
 def temporary_file(folder: Path) -> Iterator[IO[bytes]]:
     """A file in `folder` that is gone afterwards, unless it was renamed."""
-    with _output_errors(folder):
+    with output_errors(folder):
         descriptor, name = tempfile.mkstemp(prefix=".porting-", suffix=".tmp", dir=folder)
         os.close(descriptor)
         file = Path(name).open("w+b")  # noqa: SIM115 - closed below; this way it knows its name
@@ -103,15 +103,20 @@ def write_state(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
     import torch
 
     folder = Path(file.name).parent
-    with _output_errors(folder):
+    with output_errors(folder):
         try:
             torch.save(dict(state), file)
         except RuntimeError as error:  # torch reports a failed write of its zip so, after the write's own error
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise OSError(errno.EIO, str(error).splitlines()[0]) from None
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
+
+
+def flush(file: IO[bytes]) -> None:
+    """Bring what was written to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -129,10 +134,9 @@ def write_json(file: IO[bytes], value: Mapping[str, Any]) -> None:
 
 def write_text(file: IO[bytes], text: str) -> None:
     """Write text as UTF-8 and flush it to the disk."""
-    with _output_errors(Path(file.name).parent):
+    with output_errors(Path(file.name).parent):
         file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
 
 
 def final_path(folder: Path, prefix: str, digest: str) -> tuple[Path, bool]:
@@ -142,7 +146,7 @@ def final_path(folder: Path, prefix: str, digest: str) -> tuple[Path, bool]:
         PortingError: output, where another file has the name's digits.
     """
     path = folder / f"{prefix}-{digest[:NAME_DIGITS]}.pth"
-    with _output_errors(folder):
+    with output_errors(folder):
         found = file_digest(path) if path.exists() else ""
     if found != digest and found.startswith(digest[:NAME_DIGITS]):
         raise PortingError(
@@ -157,7 +161,7 @@ def final_path(folder: Path, prefix: str, digest: str) -> tuple[Path, bool]:
 def publish(files: Mapping[Path, IO[bytes]]) -> None:
     """Give files that are written and flushed their final names, one after the other; nothing can run out between."""
     for path, file in files.items():
-        with _output_errors(path.parent):
+        with output_errors(path.parent):
             Path(file.name).chmod(0o666 & ~_umask())
             Path(file.name).replace(path)
             _sync_folder(path.parent)
@@ -178,7 +182,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _output_errors(folder: Path) -> Iterator[None]:
+def output_errors(folder: Path) -> Iterator[None]:
+    """Say of a write that fails what failed and what to do; raises PortingError: output."""
     try:
         yield
     except OSError as error:

@@ -104,7 +104,9 @@ def report(
     for index, trace in enumerate(proof.traces if proof else ()):
         layers += parity.as_json(trace, index)
         worst = {"layer": trace.worst.layer, "error": finite(trace.worst.error)}
-        runs.append({**trace.run.as_json(), "worst": worst, "differing": len(trace.faulty)})
+        runs.append(
+            {**trace.run.as_json(), "worst": worst, "differing": sum(not layer.agrees for layer in trace.layers)}
+        )
     passed = not faults and (proof.passed if proof else weights_only)
     return {
         "schema_version": SCHEMA_VERSION,

@@ -8,7 +8,7 @@ pass and no innocent one is blamed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from porting import causes
+from porting.noise import yardstick
 from porting.parity import FLOAT64_BOUND, LayerResult, Trace, absent, compare, with_float32
 from porting.reference import Activation
 from porting.reference.frames import Frame, Put, ReadAhead, probe
@@ -37,6 +38,7 @@ def lockstep(
     *,
     float32: nn.Module | None = None,
     skip: int = 0,
+    wrong_weights: Container[str] = (),
     bound: float = FLOAT64_BOUND,
     step: Callable[[], None] = lambda: None,
 ) -> Trace:
@@ -50,11 +52,14 @@ def lockstep(
         run: what the reference was asked for. `run.float32` needs frames with noise.
         float32: the same network again, for `run.float32`.
         skip: leading outputs of the reference that the port leaves out.
+        wrong_weights: modules whose difference needs no other explanation.
         bound: see FLOAT64_BOUND.
         step: called after each comparison.
     """
     incoming = _Incoming(frames)
     results: dict[str, LayerResult] = {}
+    entered: list[TracePoint] = []  # and not yet left: where the network is, innermost last
+    noise: list[float] = []  # of the layers so far
     stopped = ""
 
     with ExitStack() as stack:
@@ -63,6 +68,8 @@ def lockstep(
 
         def compared(point: TracePoint, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
             step()
+            if point in entered:
+                entered.remove(point)
             frame = incoming.take(point.name)
             lighter = beside.take(point.name) if beside else None
             if frame is None:
@@ -76,8 +83,9 @@ def lockstep(
             # Once a layer differs, float32's own chain goes on from the wrong value and says nothing more.
             agrees = result.agrees and all(layer.agrees for layer in results.values())
             if agrees and lighter is not None and frame.noise is not None:
-                result = with_float32(result, lighter, expected, frame.noise)
-            if not result.agrees:
+                noise.append(yardstick(module, inputs, frame, noise))
+                result = with_float32(result, lighter, expected, noise[-1])
+            if not result.agrees and point.module not in wrong_weights:
                 result = replace(result, cause=causes.likely(module, inputs, output, _channels_first(expected)))
             results[point.module] = result
             if result.agrees and not run.probe:
@@ -88,6 +96,7 @@ def lockstep(
         stack.enter_context(_layerwise_float64(model))
         for point in points:
             module = model.get_submodule(point.module)
+            stack.callback(module.register_forward_pre_hook(lambda _m, _i, p=point: entered.append(p)).remove)
             handle = module.register_forward_hook(
                 lambda module, inputs, output, point=point: compared(point, module, inputs, output)
             )
@@ -97,8 +106,11 @@ def lockstep(
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             stopped = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     incoming.finish()
-    reason = "the network stopped before it" if stopped else "the network did not compute it"
-    layers = [*results.values(), *(absent(point, reason, bound) for point in points if point.module not in results)]
+    if stopped and entered:
+        results[entered[-1].module] = absent(entered[-1], f"the network stops here: {stopped}", bound)
+    missing = [point for point in points if point.module not in results]
+    never = "not reached" if stopped else "the network did not compute it"
+    layers = [*results.values(), *(replace(absent(p, never, bound), reached=not stopped) for p in missing)]
     return Trace(run, tuple(layers), stopped)
 
 

@@ -164,7 +164,7 @@ def as_json(trace: Trace, index: int) -> list[Mapping[str, Any]]:
             "shape": list(layer.shape),
             "error": finite(layer.error),
             "bound": layer.bound,
-            "passed": layer.passed,
+            "passed": layer.agrees,
             "index": list(layer.index),
             "found": finite(layer.ported),
             "expected": finite(layer.reference),

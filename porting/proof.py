@@ -123,10 +123,9 @@ def prove(
             [Defect(f"{fault.variable} (PyTorch {fault.parameter})", fault.found, fault.expected) for fault in faults],
             "Nothing was emitted. The source changed while it was read, or this is a fault of the port.",
         )
-    reference.open(reference_source(recognised, plan))
+    name = reference.open(reference_source(recognised, plan)) or reference_name(recognised, plan)
     runs = proof_runs(recognised, plan.arch)
-    networks = partial(network, plan, state)
-    proof = compare(plan, reference_frames(reference), networks, runs, reference_name(recognised, plan), progress)
+    proof = compare(plan, reference_frames(reference), partial(network, plan, state), runs, name, progress)
     for trace in proof.traces:
         if not trace.passed:
             raise _layer_differs(recognised, trace)
@@ -161,7 +160,17 @@ def compare(
         model = networks(run.output_stride)
         lighter = networks(run.output_stride) if run.float32 else None
         traces.append(
-            lockstep(model, points, pixels, activations, run, float32=lighter, skip=plan.skipped, wrong_weights=wrong_weights, step=progress.step)
+            lockstep(
+                model,
+                points,
+                pixels,
+                activations,
+                run,
+                float32=lighter,
+                skip=plan.skipped,
+                wrong_weights=wrong_weights,
+                step=progress.step,
+            )
         )
     return Proof(tuple(traces), reference)
 

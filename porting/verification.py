@@ -157,9 +157,8 @@ def _prove(
         frames, runs = proof.recorded_frames(held_to)
         name = held_to.reference
     else:
-        held_to.open(reference_source(recognised, plan))
+        name = held_to.open(reference_source(recognised, plan)) or reference_name(recognised, plan)
         frames, runs = proof.reference_frames(held_to), proof_runs(recognised, plan.arch, sizes)
-        name = reference_name(recognised, plan)
     wrong = {point.module for fault in faults if (point := layer_of(plan.table, fault.parameter))}
     compare = partial(proof.compare, plan, frames, reference=name, progress=watch, wrong_weights=wrong)
     if theirs is None:

@@ -117,10 +117,10 @@ class Reference:
         self._send({"do": "synthesize", "arch": arch, "seed": seed, "folder": str(folder)})
         return Path(self._answer()["path"])
 
-    def open(self, source: ReferenceSource) -> None:
-        """Choose the source that `trace` runs; it is loaded by the first trace."""
+    def open(self, source: ReferenceSource) -> str:
+        """Choose the source that `trace` runs; returns what runs it, in words, where it is a graph of the source's."""
         self._send({"do": "open", "source": asdict(source)})
-        self._answer()
+        return str(self._answer().get("reference") or "")
 
     def trace(
         self,
