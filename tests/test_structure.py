@@ -19,7 +19,13 @@ LONG_FILES = {
 }
 RULES = {"porting.rules", "porting.keras_rules", "porting.tables"}  # they know of nothing but each other
 TENSORFLOW_IMPORT = "porting.reference.tensorflow_import"
-TENSORFLOW_SIDE = {f"porting.reference.{name}" for name in ("worker", "aligned", "original", "synthesis")}
+TENSORFLOW_SIDE = {
+    f"porting.reference.{name}"
+    for name in (
+        *("worker", "aligned", "original", "synthesis"),
+        *("executed_graph", "graph_loading", "graph_operations", "graph_points"),
+    )
+}
 
 
 def module_name(path: Path) -> str:

@@ -22,7 +22,7 @@ Emit = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """One xception_module: scope, widths, stride of the third convolution, kind of shortcut, where the ReLUs are."""
 
     scope: str
@@ -32,16 +32,17 @@ class _Unit:
     relu_inside: bool = False
 
 
-def _units(arch: str) -> list[_Unit]:
+def units(arch: str) -> list[Unit]:
+    """The units of a network in order."""
     if arch == "xception71":
         entry = [((128,) * 3, 2), ((256,) * 3, 1), ((256,) * 3, 2), ((728,) * 3, 1), ((728,) * 3, 2)]
     else:
         entry = [((128,) * 3, 2), ((256,) * 3, 2), ((728,) * 3, 2)]
     middle = {"xception41": 8, "xception65": 16, "xception71": 16}[arch]
-    units = [_Unit(f"entry_flow/block{i}/unit_1", depths, stride) for i, (depths, stride) in enumerate(entry, 1)]
-    units += [_Unit(f"middle_flow/block1/unit_{i}", (728,) * 3, 1, "sum") for i in range(1, middle + 1)]
-    units.append(_Unit("exit_flow/block1/unit_1", (728, 1024, 1024), 2))
-    units.append(_Unit("exit_flow/block2/unit_1", (1536, 1536, 2048), 1, "none", relu_inside=True))
+    units = [Unit(f"entry_flow/block{i}/unit_1", depths, stride) for i, (depths, stride) in enumerate(entry, 1)]
+    units += [Unit(f"middle_flow/block1/unit_{i}", (728,) * 3, 1, "sum") for i in range(1, middle + 1)]
+    units.append(Unit("exit_flow/block1/unit_1", (728, 1024, 1024), 2))
+    units.append(Unit("exit_flow/block2/unit_1", (1536, 1536, 2048), 1, "none", relu_inside=True))
     return units
 
 
@@ -72,7 +73,7 @@ class AlignedXception:
             net = self._relu(net, f"{self.root}/entry_flow/{scope}/Relu")
         # After the stem the stride is 2; DeepLab's stack_blocks_dense counts from there.
         target, current, rate = self.output_stride // 2, 1, 1
-        for unit in _units(self.arch):
+        for unit in units(self.arch):
             if current == target:
                 net = self._module(net, unit, 1, rate)
                 rate *= unit.stride
@@ -117,7 +118,7 @@ class AlignedXception:
         net = tf.nn.depthwise_conv2d(net, kernel, [1, stride, stride, 1], padding, dilations=[rate, rate])
         return self._batch_norm(self.emit(f"{scope}/depthwise", net), scope)
 
-    def _module(self, inputs: Tensor, unit: _Unit, stride: int, rate: int) -> Tensor:
+    def _module(self, inputs: Tensor, unit: Unit, stride: int, rate: int) -> Tensor:
         scope = f"{self.root}/{unit.scope}/xception_module"
         residual = inputs
         for index in range(3):
