@@ -8,7 +8,7 @@ from typing import Any
 
 from porting import parity
 from porting.bitwise import Fault
-from porting.parity import LayerResult, Trace, finite
+from porting.parity import LayerResult, finite
 from porting.plan import Plan
 from porting.proof import Proof
 from porting.report.schema import FAILED, SCHEMA_VERSION, VERIFIED
@@ -37,14 +37,15 @@ def faulty_layers(plan: Plan, faults: Sequence[Fault], proof: Proof | None) -> l
                 "expected": fault.expected,
                 "found": fault.found,
                 "error": finite(fault.error),
+                "run": None,
                 "cause": fault.cause,
             }
         )
-    for trace in proof.traces if proof else ():
+    for index, trace in enumerate(proof.traces if proof else ()):
         for layer in trace.faulty:
             if layer.module not in explained:
                 explained.add(layer.module)
-                result.append(_differing(trace, layer))
+                result.append(_differing(index, layer))
     return result
 
 
@@ -58,7 +59,7 @@ def layer_of(table: Table, parameter: str) -> TracePoint | None:
     return by_module.get(module) or by_module.get(f"{module.rpartition('.')[0]}.pointwise")
 
 
-def _differing(trace: Trace, layer: LayerResult) -> Faulty:
+def _differing(run: int, layer: LayerResult) -> Faulty:
     cause, error = layer.cause, layer.error
     expected, found = repr(layer.reference), repr(layer.ported)
     if layer.agrees and layer.float32:
@@ -76,7 +77,8 @@ def _differing(trace: Trace, layer: LayerResult) -> Faulty:
         "expected": expected,
         "found": found,
         "error": finite(error),
-        "cause": f"{cause or 'unknown; the weights are right'} (at {trace.run})",
+        "run": run,
+        "cause": cause or "unknown; the weights are right",
     }
 
 

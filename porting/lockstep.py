@@ -141,11 +141,18 @@ class _Beside:
     def __init__(
         self, stack: ExitStack, model: nn.Module, points: Sequence[TracePoint], image: npt.NDArray[np.float32]
     ) -> None:
+        # What a later layer overwrites must be kept before it does.
+        overwrites = any(getattr(module, "inplace", False) for module in model.modules())
+
+        def give(put: Put, point: TracePoint, output: Tensor) -> None:
+            values = _channels_last(output)
+            put(Frame(point.name, values.copy() if overwrites else values))
+
         def produce(put: Put) -> None:
             with torch.inference_mode(), ExitStack() as hooks:
                 for point in points:
                     handle = model.get_submodule(point.module).register_forward_hook(
-                        lambda _module, _inputs, output, point=point: put(Frame(point.name, _channels_last(output)))
+                        lambda _module, _inputs, output, point=point: give(put, point, output)
                     )
                     hooks.callback(handle.remove)
                 model(_channels_first(image))

@@ -94,26 +94,21 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
 
 
 def _visible(model: nn.Module, points: Sequence[TracePoint]) -> tuple[list[TracePoint], list[str]]:
-    """The points that a module of the network shows, and the names of the others.
-
-    A batch norm with an activation inside it (timm's BatchNormAct2d) shows the activation's output.
-    """
+    """The points that a module of the network shows, and the names of the others."""
     modules = dict(model.named_modules())
     seen: list[TracePoint] = []
     unseen = []
     for point in points:
+        norm = seen[-1].module if seen else ""
         if point.module in modules:
             seen.append(point)
-        elif seen and _holds_activation(modules[seen[-1].module]):
-            unseen.append(seen[-1].name)
-            seen[-1] = replace(point, module=seen[-1].module)
+        elif {f"{norm}.drop", f"{norm}.act"} <= modules.keys():
+            # timm's BatchNormAct2d: the batch norm's own output passes through `drop`, and `act` follows.
+            seen[-1] = replace(seen[-1], module=f"{norm}.drop")
+            seen.append(replace(point, module=f"{norm}.act"))
         else:
             unseen.append(point.name)
     return seen, unseen
-
-
-def _holds_activation(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d) and isinstance(getattr(module, "act", None), nn.ReLU)
 
 
 def _unusable(spec: str, found: str, expected: str) -> PortingError:

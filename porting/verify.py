@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from porting import rules, terminal
 
@@ -93,12 +93,18 @@ def _report(found: Verification) -> None:
             print(f"    {trace.run}: {len(trace.faulty)} differ" + (f", {error}" if trace.passed else ""))
             if trace.stopped:
                 print(f"      the network stopped: {trace.stopped}")
+    causes: dict[str, list[dict[str, Any]]] = {}
     for fault in found.report["faulty"]:
-        names = " = ".join(filter(None, (fault["variable"] or fault["layer"], fault["parameter"] or fault["module"])))
-        where = f" at {fault['index']}" if fault["index"] else ""
-        size = "" if fault["error"] is None else f", error {fault['error']:.3g}"
-        print(f"  {names}{where}: expected {fault['expected']}, found {fault['found']}{size}")
-        print(f"    cause: {fault['cause']}")
+        causes.setdefault(fault["cause"], []).append(fault)
+    for cause, faults in causes.items():
+        print(f"  {len(faults)} x {cause}" if len(faults) > 1 else f"  {cause}")
+        for fault in faults:
+            ours, theirs = fault["parameter"] or fault["module"], fault["variable"] or fault["layer"]
+            where = f" at {fault['index']}" if fault["index"] else ""
+            if found.proof and fault["run"] is not None:
+                where += f" of {found.proof.traces[fault['run']].run}"
+            size = "" if fault["error"] is None else f", error {fault['error']:.3g}"
+            print(f"    {ours} ({theirs}){where}: expected {fault['expected']}, found {fault['found']}{size}")
     for note in found.report["notes"]:
         print(f"  note     {note}")
 

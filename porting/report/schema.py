@@ -24,7 +24,8 @@ max |TensorFlow| of one layer's output, unless said otherwise; null stands for o
   `passed`. Only the first run has it.
 - `faulty`: what is wrong. `layer` (the reference's name, or ""), `module` (the PyTorch module's path), `variable`
   (TensorFlow's name, or ""), `parameter` (the state dict's key, or ""), `shape`, `index` (where the difference is
-  largest), `expected` and `found` (as text), `error` (relative to the largest expected value), and `cause`, in words.
+  largest), `expected` and `found` (as text), `error` (relative to the largest expected value), `run` (index of the run
+  that shows it; null where the weights alone do), and `cause`, in words.
 - `notes`: what else a reader must know, in sentences.
 - `versions`: of what made the report, by package.
 """
@@ -190,6 +191,7 @@ _REPORT = _object(
             expected=_TEXT,
             found=_TEXT,
             error=_or_null(_SIZE),
+            run=_or_null(_COUNT),
             cause=_TEXT,
         )
     ),
@@ -218,6 +220,9 @@ def _contradictions(report: Report) -> Iterator[Defect]:
     for position, (run, counted) in enumerate(zip(runs, differing, strict=True)):
         if run["differing"] != counted:
             yield Defect(f"runs[{position}].differing", str(run["differing"]), f"{counted}, as its layers say")
+    for position, fault in enumerate(report["faulty"]):
+        if fault["run"] is not None and fault["run"] >= len(runs):
+            yield Defect(f"faulty[{position}].run", str(fault["run"]), f"null, or an index into {len(runs)} runs")
     if report["verdict"] == VERIFIED:
         faults = report["weights"]["differing"] + len(report["faulty"]) + sum(differing)
         faults += sum(layer["float32"] is not None and not layer["float32"]["passed"] for layer in layers)

@@ -142,9 +142,7 @@ def _keep_inputs(case: Case, run: Run) -> None:
 
             stack.callback(module.register_forward_pre_hook(keep).remove)
         frames = iter(case.frames[run].values())
-        trace = lockstep(
-            network, case.plan.table.points, image(*run.size), frames, run, skip=case.plan.skipped
-        )
+        trace = lockstep(network, case.plan.table.points, image(*run.size), frames, run, skip=case.plan.skipped)
     assert trace.passed, trace.faulty
 
 

@@ -150,7 +150,13 @@ def failed(arch: str = "xception65") -> Report:
 def _fault(layer: Report, cause: str, variable: str, parameter: str, error: float | None) -> Report:
     fault = {key: layer[key] for key in ("layer", "module", "shape", "index")}
     fault |= {"expected": f"{layer['expected']:.9g}", "found": "nan" if error is None else f"{layer['found']:.9g}"}
-    return fault | {"variable": variable, "parameter": parameter, "error": error, "cause": cause}
+    return fault | {
+        "variable": variable,
+        "parameter": parameter,
+        "error": error,
+        "run": None if variable else 0,
+        "cause": cause,
+    }
 
 
 def weights_only() -> Report:
