@@ -30,7 +30,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from porting.errors import ErrorKind, PortingError
+from porting.errors import Defect, ErrorKind, PortingError
 from porting.origins import UNKNOWN
 
 SCHEMA_VERSION = 1
@@ -95,6 +95,26 @@ def merged(new: Manifest, old: Manifest | None) -> Manifest:
         if new[field] == UNKNOWN:
             result[field] = old[field]
     return result
+
+
+def check_chain(weights: Path, manifest: Manifest, chain: Mapping[str, Any] | None) -> None:
+    """A classifier of several layers is rebuilt from the manifest, which must say of it what the source says.
+
+    Args:
+        chain: the source's, as `porting.plan.Plan.chain` gives it.
+
+    Raises:
+        PortingError: mismatch.
+    """
+    head = manifest.get("head")
+    said = {key: head.get(key) for key in ("pooling", "modules")} if isinstance(head, Mapping) else {}
+    if chain is not None and said != chain:
+        raise PortingError(
+            ErrorKind.MISMATCH,
+            manifest_path(weights),
+            [Defect("head", str(said), f"{dict(chain)}, as the source holds")],
+            "The network would be rebuilt wrongly from it: port the source again.",
+        )
 
 
 def report_path(weights: Path) -> Path:

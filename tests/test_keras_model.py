@@ -10,7 +10,6 @@ import pytest
 
 from porting.errors import ErrorKind, PortingError
 from porting.keras_graph import Graph, Layer, read_graph
-from porting.keras_head import HeadChain
 from porting.keras_model import InputChain, KerasModel, find_xception
 from tests.golden_files import golden
 from tests.keras_configurations import Builder, Config, add_xception, input_layer, layer, nested_xception, xception
@@ -27,14 +26,6 @@ def found(config: Config, moments: Moments = None) -> KerasModel:
     model = find_xception(FILE, read_graph(FILE, config), statistics)
     assert model is not None
     return model
-
-
-def head(*layers: Config) -> HeadChain:
-    return found(xception(after=layers)).head
-
-
-def dense(name: str = "predictions", **config: Any) -> Config:
-    return layer("Dense", name, **{"units": 10, "activation": "linear", "use_bias": True, **config})
 
 
 # --- where its layers are ---------------------------------------------------------------------------------------------
@@ -109,81 +100,6 @@ def test_two_xceptions_are_unsupported() -> None:
         found(to.model("m", ["input_layer"], ["both"]))
     assert raised.value.kind is ErrorKind.UNSUPPORTED
     assert "left/block1_conv1, right/block1_conv1" in str(raised.value)
-
-
-# --- what follows it --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("layers", "activation"),
-    [
-        ([POOL, dense()], ""),
-        ([POOL, dense(activation="softmax")], "softmax"),
-        ([POOL, dense(activation="sigmoid")], "sigmoid"),
-        ([POOL, dense(activation={"class_name": "function", "config": "mine"})], "mine"),
-        ([POOL, dense(), layer("Softmax", "soft")], "softmax"),
-        ([POOL, dense(), layer("Activation", "soft", activation="softmax")], "softmax"),
-        ([POOL, dense(), layer("Activation", "soft", activation="linear")], ""),
-        ([POOL, layer("Dropout", "drop", rate=0.5), dense()], ""),
-        ([layer("SpatialDropout2D", "drop"), POOL, layer("GaussianNoise", "noise"), dense()], ""),
-        ([POOL, layer("Flatten", "flat"), dense(), layer("Dropout", "late")], ""),
-    ],
-)
-def test_one_dense_layer_on_the_pooled_features(layers: list[Config], activation: str) -> None:
-    listed = tuple(f"{item['name']} ({item['class_name']})" for item in layers)
-    assert head(*layers) == HeadChain(listed, "predictions", activation)
-
-
-def test_a_dense_layer_outside_the_model_that_pools() -> None:
-    assert found(nested_xception(after=[dense("top")], pooling=True)).head.dense == "top"
-    assert found(nested_xception(after=[POOL, dense("top")])).head.dense == "top"
-
-
-@pytest.mark.parametrize(
-    ("layers", "problem"),
-    [
-        ([], "no dense layer"),
-        ([POOL], "no dense layer"),
-        ([POOL, dense(activation="softmax"), layer("Softmax", "again")], "predictions (Dense) applies softmax inside"),
-        ([POOL, dense(activation="mine"), dense("out")], "predictions (Dense) applies mine inside"),
-        ([POOL, layer("Activation", "a", activation="hard_sigmoid"), dense()], "a (Activation) applies hard_sigmoid"),
-        ([POOL, layer("ReLU", "r", max_value=5.0), dense()], "r (ReLU) is a ReLU with a threshold or a limit"),
-        ([POOL, layer("PReLU", "p"), dense()], "p (PReLU) is of a kind that is not ported"),
-        ([POOL, layer("BatchNormalization", "bn", renorm=True), dense()], "bn (BatchNormalization) is set to renorm"),
-        ([POOL, layer("BatchNormalization", "bn", axis=[0]), dense()], "bn (BatchNormalization) normalises over axis"),
-        ([POOL, layer("BatchNormalization", "bn")], "no dense layer"),
-        ([layer("GlobalMaxPooling2D", "gmp"), POOL, dense()], "avg_pool (GlobalAveragePooling2D) is of a kind"),
-        ([dense()], "predictions (Dense) takes the map"),  # on every pixel
-        ([layer("Flatten", "flat"), dense()], "flat (Flatten) takes the map"),
-        ([layer("BatchNormalization", "bn"), POOL, dense()], "bn (BatchNormalization) takes the map"),
-        ([layer("GlobalAveragePooling2D", "avg_pool", keepdims=True), dense()], "avg_pool (GlobalAverage"),
-        ([POOL, layer("Lambda", "code"), dense()], "code (Lambda) is of a kind that is not ported"),
-    ],
-)
-def test_any_other_head_is_a_problem(layers: list[Config], problem: str) -> None:
-    chain = head(*layers)
-    assert problem in chain.problems[0]
-    assert (chain.dense, chain.ops) == ("", ())
-    assert chain.layers == tuple(f"{item['name']} ({item['class_name']})" for item in layers)
-
-
-def test_a_head_with_a_second_input_is_a_problem() -> None:
-    to = Builder()
-    image, other = to.add(input_layer("image")), to.add(input_layer("age", (1,)))
-    pooled = to.add(POOL, add_xception(to, image))
-    joined = to.add(layer("Concatenate", "join"), pooled, other)
-    chain = found(to.model("m", ["image", "age"], [to.add(dense(), joined)])).head
-    assert chain.problems == ("join (Concatenate) has 2 inputs",)
-    assert chain.layers == ("avg_pool (GlobalAveragePooling2D)", "join (Concatenate)", "predictions (Dense)")
-
-
-def test_a_head_with_two_branches_is_a_problem() -> None:
-    to = Builder()
-    pooled = to.add(POOL, add_xception(to, to.add(input_layer())))
-    outputs = [to.add(dense("left"), pooled), to.add(dense("right"), pooled)]
-    chain = found(to.model("m", ["input_layer"], outputs)).head
-    assert chain.problems == ("2 layers take the output of avg_pool",)
-    assert set(chain.layers) == {"avg_pool (GlobalAveragePooling2D)", "left (Dense)", "right (Dense)"}
 
 
 # --- what comes before it ---------------------------------------------------------------------------------------------
