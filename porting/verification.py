@@ -17,7 +17,7 @@ from porting import artifact, rules
 from porting.bitwise import Fault, compare_weights
 from porting.errors import Defect, ErrorKind, PortingError
 from porting.findings import layer_of, report
-from porting.manifest import VERIFIED, Manifest, manifest_path, merged, read_manifest, versions
+from porting.manifest import VERIFIED, Manifest, check_chain, manifest_path, merged, read_manifest, versions
 from porting.networks import UserNetwork, user_network
 from porting.origins import Progress, Quiet, find
 from porting.plan import Options, Plan, build_plan, fitting_archs
@@ -96,6 +96,8 @@ def verify(
         origin = find(src, arch or "", stack, watch)
         recognised = recognise(stack.enter_context(open_source(origin.path)))
         plan = _plan(weights, recognised, state, arch, ema)
+        if manifest:
+            check_chain(weights, manifest, plan.chain)
         recognised.source.verify_files()
         theirs = user_network(network, plan, with_counters(state)) if network else None
         recording = stack.enter_context(Recording(Path(trace))) if trace else None
