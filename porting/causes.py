@@ -207,8 +207,12 @@ def _pool(x: Tensor, found: Tensor, expected: Tensor) -> Iterator[str]:
 def _sum(x: Tensor, found: Tensor, expected: Tensor) -> Iterator[str]:
     if x.shape != expected.shape or x.shape != found.shape:
         return
-    if _equal(found - expected, x.relu() - x):
+    more = found - expected
+    if _equal(more, x.relu() - x):
         yield "the shortcut is taken after the ReLU"
+    small = _SAME * float(expected.abs().max())
+    if x.min() >= 0 and more.min() >= -small and not (more[x > 0].abs() > small).any():
+        yield "the shortcut is taken after the ReLU, which overwrites its input"
     if _equal(found, expected - x):
         yield "the shortcut is left out"
     if _equal(found, expected + x):

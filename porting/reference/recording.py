@@ -115,7 +115,10 @@ class Recording:
             raise corrupt(self.path, str(header["name"]), f"{self.size - offset} bytes", f"{nbytes} bytes")
         noise = header["noise"]
         entry = _Entry(str(header["name"]), shape, offset, nbytes, int(header["crc32c"]), noise and float(noise))
-        self.entries[int(header["run"])].append(entry)
+        run = int(header["run"])
+        if not 0 <= run < len(self.entries):
+            raise ValueError(f"run {run} of {len(self.entries)}")
+        self.entries[run].append(entry)
         self.file.seek(nbytes, 1)
         return True
 
@@ -144,9 +147,9 @@ class Recording:
         Raises:
             PortingError: corrupt, where values do not have their checksum; from the iterator too.
         """
-        image, *others = self.entries[index]
-        if image.name != IMAGE:
-            raise corrupt(self.path, f"run {index}", image.name, "its image first")
+        image, *others = self.entries[index] or [None]
+        if image is None or image.name != IMAGE:
+            raise corrupt(self.path, f"run {index}", image.name if image else "nothing", "its image first")
         return self._values(image, np.dtype("<f4")), self._frames(others)
 
     def _frames(self, entries: Sequence[_Entry]) -> Iterator[Frame]:
