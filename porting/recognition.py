@@ -78,9 +78,9 @@ def reference_source(recognised: Recognised, plan: Plan) -> ReferenceSource:
             own = source.stored_name(recognised.contents.own(rule.variable))
             if own != plain:
                 names[plain] = own
-        kind = "layers" if plan.arch == rules.KERAS_ARCH else "checkpoint"
-        kind = "graph" if source.container == "tf-frozen-graph" else kind
-        return ReferenceSource(kind, path, plan.arch, stored_classes, names, dense=dense)
+        kind, path = _graph_of(source)
+        otherwise = reference_name(recognised, plan)
+        return ReferenceSource(kind, path, plan.arch, stored_classes, names, dense=dense, otherwise=otherwise)
     model, head = keras.model, plan.table.classifier
     return ReferenceSource(
         "keras",
@@ -96,6 +96,17 @@ def reference_source(recognised: Recognised, plan: Plan) -> ReferenceSource:
         store=keras.store,
         nested=keras.nested,
     )
+
+
+def _graph_of(source: TensorSource) -> tuple[str, str]:
+    """Kind and path of a TensorFlow container for the reference: its own graph, where it has one."""
+    location = source.location.absolute()
+    if source.container == "tf-frozen-graph":
+        return "graph", str(location)
+    if source.container == "tf-saved-model":
+        return "saved-model", str(location.parent.parent)  # the location is the prefix variables/variables in it
+    meta = location.with_name(f"{location.name}.meta")
+    return ("meta" if meta.is_file() else "checkpoint"), str(location)
 
 
 def _steps(head: rules.Head) -> tuple[dict[str, Any], ...]:

@@ -35,7 +35,7 @@ def one_reference(_kept_reference: Reference, monkeypatch: pytest.MonkeyPatch) -
     test_convert and test_emission start and end it as users do.
     """
     for module in (pipeline, verification):
-        monkeypatch.setattr(module, "Reference", lambda file: nullcontext(_kept_reference))
+        monkeypatch.setattr(module, "Reference", lambda *_: nullcontext(_kept_reference))
 
 
 @pytest.fixture(scope="session")

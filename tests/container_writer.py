@@ -1,4 +1,4 @@
-"""Rewrites synthetic sources in every other container; TensorFlow and Keras do the writing. Run as a script."""
+"""Rewrites synthetic sources in every other container; TensorFlow and Keras do the writing. Run as a module."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import tensorflow as tf
 
+from tests.slim_graphs import Slim, freeze
+
 
 def write_slim(prefix: str, folder: Path) -> None:
     """V1, frozen graph, segmentation and regularized forms of a TF-Slim checkpoint."""
@@ -22,13 +24,7 @@ def write_slim(prefix: str, folder: Path) -> None:
         saver = tf.compat.v1.train.Saver(variables, write_version=tf.compat.v1.train.SaverDef.V1)
         saver.save(session, str(folder / "v1.ckpt"), write_state=False, write_meta_graph=False)
 
-    graph = tf.compat.v1.GraphDef()
-    for name, value in values.items():
-        if not name.endswith("Momentum"):
-            node = graph.node.add(op="Const", name=name)
-            node.attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
-            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
-    (folder / "frozen.pb").write_bytes(graph.SerializeToString())
+    (folder / "frozen.pb").write_bytes(freeze(Slim(32, given=values)).SerializeToString())
 
     def save(name: str, tensors: dict[str, object]) -> None:
         names = sorted(tensors)

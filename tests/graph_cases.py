@@ -5,6 +5,7 @@ A program of its own, because TensorFlow does not belong in the process that run
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from porting.reference.executed_graph import GraphNetwork
+from porting.reference.worker import Worker
 from tests.slim_graphs import UNIT, Slim, as_is, freeze, image_of, kept, outcome, probe, save, write
 
 Change = Callable[[Any], None]
@@ -126,6 +128,9 @@ def all_cases(folder: Path) -> dict[str, Any]:
             "sizes like its own": [made_for_one.runs(*size, 16) for size in (FIXED, (66, 97))],
             "other sizes": [made_for_one.runs(*size, 16) for size in ((81, 97),)],
         },
+        "opened": {
+            name: _opened(source) for name, source in (("frozen", frozen), ("constants", _constants(graph, folder)))
+        },
         "float32 beside": _noise(any_size, beside),
     }
 
@@ -135,6 +140,22 @@ def _noise(network: GraphNetwork, beside: GraphNetwork) -> float:
     image = image_of(*SIZE)
     wide, narrow = kept(network, image, as_is), kept(beside, image, as_is)
     return max(float(np.abs(narrow[name] - one).max() / np.abs(one).max()) for name, one in wide.items())
+
+
+def _opened(source: dict[str, Any]) -> Any:
+    """What the worker says that it runs, and what it does run at strides 16 and 32."""
+    worker = Worker(io.BytesIO())
+    said = worker.open({"source": {**source, "otherwise": "the project's graph"}}, b"")["reference"]
+    return [said, *(type(worker._network("float32", stride, SIZE)).__name__ for stride in (16, 32))]
+
+
+def _constants(graph: Any, folder: Path) -> dict[str, Any]:
+    def change(edited: Any) -> None:
+        for one in list(edited.node):
+            if one.op != "Const":
+                edited.node.remove(one)
+
+    return write(graph, folder / "constants.pb", change)
 
 
 def _torn(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """Aligned Xceptions as TensorFlow 1 code builds and saves them, run beside the project's own graph.
 
-For tests.graph_cases, which runs in a process of its own. The networks are xception41 with few channels.
+For programs that run in a process of their own, because TensorFlow does not belong in the process that runs the tests.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ class Slim:
         size: height and width of the placeholder, None where any fit.
         fused: one operation a batch norm, or the six that it stands for.
         variables: what holds the weights: "constant" (a frozen graph), "reference" or "resource".
+        given: the variables' values; default a function of their names, with few channels.
     """
 
     output_stride: int = 16
     size: tuple[int | None, int | None] = (None, None)
     fused: bool = True
     variables: str = "constant"
+    given: Mapping[str, Any] | None = None
 
     def build(self) -> Any:
         """The probabilities, of an image whose scaling belongs to no network."""
@@ -108,7 +110,8 @@ class Slim:
             return v1.nn.fused_batch_norm(net, gamma, beta, mean, variance, EPSILON, is_training=False)[0]
 
     def _variable(self, leaf: str, shape: tuple[int, ...]) -> Any:
-        value = _values(f"{v1.get_variable_scope().name}/{leaf}", shape)
+        name = f"{v1.get_variable_scope().name}/{leaf}"
+        value = _values(name, shape) if self.given is None else self.given[name]
         if self.variables == "constant":
             return tf.constant(value, name=leaf)
         return v1.get_variable(leaf, initializer=tf.constant(value))

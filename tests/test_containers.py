@@ -16,7 +16,9 @@ from porting import PortingError, recognition
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 
-WRITER = Path(__file__).with_name("container_writer.py")
+ROOT = Path(__file__).parents[1]
+
+DEEPLAB = "DeepLab's aligned Xception on TensorFlow ops, float64"
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,8 @@ def containers(synthetic_source: Callable[[str], Path], tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("containers")
     (folder / "object").mkdir()
     sources = [str(synthetic_source("xception41")), str(synthetic_source("xception"))]
-    subprocess.run([sys.executable, str(WRITER), *sources, str(folder)], check=True, capture_output=True)
+    command = [sys.executable, "-m", "tests.container_writer", *sources, str(folder)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     return folder
 
 
@@ -47,18 +50,22 @@ def digests(synthetic_source: Callable[[str], Path], tmp_path_factory: pytest.Te
 
 
 @pytest.mark.parametrize(
-    ("name", "arch", "container"),
+    ("name", "arch", "container", "reference"),
     [
-        ("v1.ckpt", "xception41", "tf-checkpoint-v1"),
-        ("frozen.pb", "xception41", "tf-frozen-graph"),
-        ("object", "xception", "tf-object-checkpoint"),
-        ("saved_model", "xception", "tf-saved-model"),
+        ("v1.ckpt", "xception41", "tf-checkpoint-v1", DEEPLAB),
+        (
+            *("frozen.pb", "xception41", "tf-frozen-graph"),
+            f"the frozen graph itself, executed in float64, at output stride 32; at others {DEEPLAB}",
+        ),
+        ("object", "xception", "tf-object-checkpoint", "keras.applications.Xception with the file's weights"),
+        ("saved_model", "xception", "tf-saved-model", "the SavedModel's own graph, executed in float64"),
     ],
 )
 def test_other_tensorflow_containers_port_verified(
-    containers: Path, digests: dict[str, str], tmp_path: Path, name: str, arch: str, container: str
+    containers: Path, digests: dict[str, str], tmp_path: Path, name: str, arch: str, container: str, reference: str
 ) -> None:
     result = porting.port(containers / name, arch, out=tmp_path)
+    assert result.manifest["parity"]["reference"] == reference
     assert result.manifest["parity"]["verdict"] == "verified"
     assert result.manifest["parity"]["worst"]["error"] < 1e-12
     assert result.manifest["source"]["kind"] == container

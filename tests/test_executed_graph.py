@@ -103,3 +103,13 @@ def test_strides_and_sizes_that_a_graph_runs(cases: dict[str, Any]) -> None:
     assert runs["other strides"] == [False, False]
     assert runs["sizes like its own"] == [True, True]
     assert runs["other sizes"] == [False]
+
+
+def test_the_worker_says_which_graph_runs_and_falls_back(cases: dict[str, Any]) -> None:
+    said, *networks = cases["opened"]["frozen"]
+    assert said == "the frozen graph itself, executed in float64, at output stride 16; at others the project's graph"
+    assert networks == ["GraphNetwork", "AlignedXception"]
+    said, *networks = cases["opened"]["constants"]
+    why = "no convolutions take xception_41/entry_flow/conv1_1/weights"
+    assert said == f"the project's graph (the frozen graph itself is not run: {why})"
+    assert networks == ["AlignedXception", "AlignedXception"]

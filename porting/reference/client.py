@@ -32,9 +32,9 @@ class ReferenceSource:
     """What the reference must load, described so that it reads the file with TensorFlow's own readers.
 
     Attributes:
-        kind: "checkpoint" or "graph" (an aligned network from a TensorFlow checkpoint or frozen graph), "keras" (a
-            Keras file), or "layers" (a Keras network in a TensorFlow checkpoint, its variables under layer names).
-        path: the checkpoint's prefix, or the file.
+        kind: "keras" (a Keras file), "checkpoint" (weights alone), or what has a graph of its own beside the weights:
+            "graph" (a frozen graph), "saved-model", or "meta" (a checkpoint with a .meta file).
+        path: the file, the checkpoint's prefix, or the SavedModel's folder.
         arch: name of the network.
         classes: outputs stored in the file; 0 where the classifier is left out.
         variables: names of the vocabulary to what TensorFlow's reader calls them, where they differ.
@@ -48,6 +48,7 @@ class ReferenceSource:
             model, and whether the step is the activation that this layer applies itself (`fused`).
         store: prefix of a nested network's weights in a file without a graph (Keras).
         nested: whether such a file nests the network in another model (Keras).
+        otherwise: what runs where the source has no graph of its own that can, in words.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class ReferenceSource:
     head: tuple[Mapping[str, Any], ...] = ()
     store: str = ""
     nested: bool = False
+    otherwise: str = ""
 
 
 def tensorflow_available() -> bool:

@@ -65,7 +65,12 @@ class GraphNetwork:
         if output_stride != self.points.output_stride:
             return False
         if (height, width) not in self.fitting:
-            self.fitting[height, width] = not any(map(self._sized, self.order)) or self._fits(height, width)
+            self.fitting[height, width] = True
+            if any(map(self._sized, self.order)):
+                try:
+                    self.infer(height, width)
+                except GraphUnusable:
+                    self.fitting[height, width] = False
         return self.fitting[height, width]
 
     def __call__(self, image: Tensor, emit: Emit) -> None:
@@ -153,19 +158,23 @@ class GraphNetwork:
         ref = node.inputs[_SIZED[node.op]]
         return node.op == "AvgPool" or (ref != self.points.image and self.graph.nodes[ref[0]].op == "Const")
 
-    def _fits(self, height: int, width: int) -> bool:
+    def infer(self, height: int | None = None, width: int | None = None) -> None:
+        """Infer every shape for images of a size, or of any; nothing is computed.
+
+        Raises:
+            GraphUnusable: the nodes do not fit together, or not at this size.
+        """
+
         def value(node: Node) -> Tensor:
             shape, small = self._shape(node)
             return self._value(node) if small else tf.compat.v1.placeholder(self.dtype, shape)
 
         try:
             with tf.Graph().as_default():
-                self._run(
-                    tf.compat.v1.placeholder(self.dtype, (1, height, width, 3)), value, lambda _, x: x, shapes_only=True
-                )
-        except (ValueError, TypeError, tf.errors.InvalidArgumentError):
-            return False
-        return True
+                image = tf.compat.v1.placeholder(self.dtype, (1, height, width, 3))
+                self._run(image, value, lambda _, x: x, shapes_only=True)
+        except (ValueError, TypeError, AttributeError, tf.errors.OpError) as error:
+            raise GraphUnusable(f"its nodes do not fit together ({error})") from None
 
     def _shape(self, node: Node) -> tuple[list[int], bool]:
         """A constant's or variable's shape, and whether it is so small that its values may decide other shapes."""

@@ -61,6 +61,8 @@ def find_points(graph: LoadedGraph, source: Mapping[str, Any]) -> Points:
     Raises:
         GraphUnusable: a point is not there, or more than once; batch norms in training mode.
     """
+    if source.get("head"):
+        raise GraphUnusable("its classifier has several layers")
     finder = _Finder(graph, source["variables"])
     if source["arch"] == "xception":
         finder.original(source["classes"] > 0)
@@ -136,18 +138,18 @@ class _Finder:
             if block in (2, 3, 4, 13):
                 suffix = f"_{shortcuts}" if shortcuts else ""
                 shortcuts += 1
-                self._layer(f"conv2d{suffix}", norm=f"batch_normalization{suffix}", main=False)
+                shortcut = self._named(self._output(f"conv2d{suffix}/kernel", main=False), f"conv2d{suffix}")
                 net = self._after(net, frozenset(["MaxPool"]), f"block{block}_pool")
                 self._stride(self.graph.nodes[net])
+                self._norm(shortcut, f"batch_normalization{suffix}", f"batch_normalization{suffix}")
             net = self._after(net, _SUMS, "add" if block == 2 else f"add_{block - 2}")
         for index in (1, 2):
             layer = f"block14_sepconv{index}"
             net = self._relu_after(self._separable(layer), f"{layer}_act")
         self._classifier(net, "avg_pool", "predictions", ("kernel", "bias") if head else None)
 
-    def _layer(self, name: str, norm: str = "", main: bool = True) -> str:
-        output = self._named(self._output(f"{name}/kernel", main), name)
-        return self._norm(output, norm or f"{name}_bn", norm or f"{name}_bn")
+    def _layer(self, name: str) -> str:
+        return self._norm(self._named(self._output(f"{name}/kernel"), name), f"{name}_bn", f"{name}_bn")
 
     def _separable(self, name: str) -> str:
         self._output(f"{name}/depthwise_kernel")

@@ -5,7 +5,8 @@ A request is one line of JSON, then `nbytes` of payload. Answers are frames of t
 `{"error": text}`. Requests:
 
 - `{"do": "synthesize", "arch", "seed", "folder"}`: write a synthetic source; the end frame holds its `path`.
-- `{"do": "open", "source": {...}}`: the source that traces will run.
+- `{"do": "open", "source": {...}}`: the source that traces will run; the end frame's `reference` says which graph they
+  run, where the source has one of its own.
 - `{"do": "trace", "dtype", "output_stride", "probe", "noise", "shape", "nbytes"}` and a float32 NHWC image: every
   activation, in order. With `probe`, each layer passes on `porting.reference.frames.probe` in its output's place. With
   `noise`, the network runs in float32 beside, and frames hold its largest difference from float64.
@@ -25,6 +26,13 @@ import numpy as np
 from porting.reference.frames import Frame, Put, ReadAhead, probe
 
 Network = Callable[..., None]
+# What has a graph of its own, by kind of source, in words.
+OWN_GRAPHS = {
+    "graph": "the frozen graph itself",
+    "saved-model": "the SavedModel's own graph",
+    "meta": "the graph in the checkpoint's .meta file",
+}
+_LONGEST_REASON = 300  # characters: nodes' names are the file's, and of any length
 NOISE_AHEAD_BYTES = 1 << 20  # float32's frames wait for float64's: the slower network sets the pace
 
 
@@ -42,6 +50,7 @@ class Worker:
         self.out = out
         self.source: Mapping[str, Any] = {}
         self.models: dict[str, Any] = {}
+        self.graphs: dict[str, Any] = {}  # the source's own graph by type, where it is the reference
 
     def synthesize(self, request: Mapping[str, Any], _: bytes) -> dict[str, Any]:
         from porting.reference import synthesis
@@ -53,18 +62,34 @@ class Worker:
 
     def open(self, request: Mapping[str, Any], _: bytes) -> dict[str, Any]:
         self.source = request["source"]
-        self.models = {}
-        return {}
+        self.models, self.graphs = {}, {}
+        own, other = OWN_GRAPHS.get(self.source["kind"]), self.source["otherwise"]
+        if own is None:
+            return {}
+        from porting.reference.executed_graph import GraphNetwork
+        from porting.reference.graph_loading import GraphUnusable
+
+        try:
+            graph = GraphNetwork(self.source, "float64")
+            graph.infer()
+        except GraphUnusable as reason:
+            return {"reference": f"{other} ({own} is not run: {str(reason)[:_LONGEST_REASON]})"}
+        self.graphs["float64"] = graph
+        own += ", executed in float64"
+        if self.source["arch"] == "xception":
+            return {"reference": own}
+        return {"reference": f"{own}, at output stride {graph.points.output_stride}; at others {other}"}
 
     def trace(self, request: Mapping[str, Any], payload: bytes) -> dict[str, Any]:
         dtype, stride = request["dtype"], request["output_stride"]
         image = np.frombuffer(payload, np.float32).reshape(request["shape"])
         probing: bool = request["probe"]
 
-        network = self._network(dtype, stride)
+        size = image.shape[1:3]
+        network = self._network(dtype, stride, size)
         beside = None
         if request["noise"]:
-            lighter = self._network("float32", stride)  # made before it runs: Keras loads one model at a time
+            lighter = self._network("float32", stride, size)  # made before it runs: Keras loads one model at a time
             beside = ReadAhead(lambda put: _run(lighter, image, put, probing), NOISE_AHEAD_BYTES)
         noisy = iter(beside or ())
 
@@ -84,20 +109,19 @@ class Worker:
                 beside.close()
         return {}
 
-    def _network(self, dtype: str, output_stride: int) -> Network:
-        if self.source["kind"] == "keras":
+    def _network(self, dtype: str, output_stride: int, size: tuple[int, int]) -> Network:
+        if self.graphs and self.graphs["float64"].runs(*size, output_stride):
+            if dtype not in self.graphs:
+                self.graphs[dtype] = self.graphs["float64"].with_dtype(dtype)
+            return self.graphs[dtype]  # type: ignore[no-any-return]
+        if self.source["arch"] == "xception":
             from porting.reference.original import KerasXception
 
             if dtype not in self.models:
-                self.models[dtype] = KerasXception(self.source, dtype)
+                given = None if self.source["kind"] == "keras" else _variables(self.source)
+                self.models[dtype] = KerasXception(self.source, dtype, given)
             return self.models[dtype]  # type: ignore[no-any-return]
         variable = _variables(self.source)
-        if self.source["kind"] == "layers":
-            from porting.reference.original import KerasXception
-
-            if dtype not in self.models:
-                self.models[dtype] = KerasXception(self.source, dtype, variable)
-            return self.models[dtype]  # type: ignore[no-any-return]
         from porting.reference.aligned import AlignedXception
 
         return AlignedXception(self.source["arch"], variable, dtype, output_stride, self.source["classes"] > 0)
@@ -123,7 +147,9 @@ def _variables(source: Mapping[str, Any]) -> Callable[[str], Any]:
         graph = tf.compat.v1.GraphDef.FromString(Path(source["path"]).read_bytes())
         constants = {node.name: node for node in graph.node if node.op == "Const"}
         return lambda name: tf.make_ndarray(constants[names.get(name, name)].attr["value"].tensor)
-    reader = tf.train.load_checkpoint(source["path"])
+    folder = Path(source["path"])
+    prefix = folder / "variables" / "variables" if source["kind"] == "saved-model" else folder
+    reader = tf.train.load_checkpoint(str(prefix))
     return lambda name: reader.get_tensor(names.get(name, name))
 
 
