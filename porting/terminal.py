@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 a check failed or input is bad, 2 usage, 130 interrupted.
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -49,6 +51,14 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 def note(text: str) -> None:
     """A line for the user, on stderr."""
     print(text, file=sys.stderr)
+
+
+def size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH as an argument of a command."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, found {text!r}")
+    return int(match[1]), int(match[2])
 
 
 class Bars:

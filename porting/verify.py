@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,6 @@ from porting import rules, terminal
 
 if TYPE_CHECKING:
     from porting.verification import Verification
-
-
-def size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH as an argument."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, found {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", required=True, metavar="FILE", help="the .pth file: this project's, timm's or Cadene's layout")
     add("--src", required=True, help="what it was ported from, as porting.convert takes it")
     add("--arch", choices=rules.ARCHS, help="the network (default: as the manifest says, else as the source fits)")
-    add("--size", type=size, nargs="+", default=[], metavar="HxW", help="input sizes to run at")
+    add("--size", type=terminal.size, nargs="+", default=[], metavar="HxW", help="input sizes to run at")
     add("--network", metavar="MODULE:FACTORY", help="the network to run (default: this project's)")
     add("--ema", action="store_true", help="the file holds ExponentialMovingAverage shadows")
     add("--weights-only", action="store_true", help="compare the weights alone: seconds, and no TensorFlow")

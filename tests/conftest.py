@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from porting import pipeline, verification
+from porting import pipeline, tracing, verification
 from porting.reference import Reference
 from tests.checkpoint_writer import write_variants
 
@@ -34,7 +34,7 @@ def one_reference(_kept_reference: Reference, monkeypatch: pytest.MonkeyPatch) -
 
     test_convert and test_emission start and end it as users do.
     """
-    for module in (pipeline, verification):
+    for module in (pipeline, verification, tracing):
         monkeypatch.setattr(module, "Reference", lambda *_: nullcontext(_kept_reference))
 
 

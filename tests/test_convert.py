@@ -22,6 +22,7 @@ import torch
 
 from models import create_model
 from porting import PortResult, port
+from porting.report import schema
 from porting.sources import open_source
 from tests.checkpoint_writer import golden_variables
 from tests.commands import convert
@@ -94,16 +95,26 @@ def test_all_four_are_proved_and_named_by_their_content(ported: Callable[[str], 
     assert run.done.returncode == 0, run.done.stderr
     digest = hashlib.sha256(run.path.read_bytes()).hexdigest()
     assert run.path == run.out / f"{PREFIX[arch]}-{digest[:8]}.pth"
-    assert sorted(p.name for p in run.out.iterdir()) == [run.path.with_suffix(".json").name, run.path.name]
+    stem = run.path.stem
+    assert {p.name for p in run.out.iterdir()} == {f"{stem}.pth", f"{stem}.json", f"{stem}.report.json"}
+    report = schema.read(run.out / f"{stem}.report.json")
+    assert (report["verdict"], report["weights"]["sha256"], report["faulty"]) == ("verified", digest, [])
+    assert report["runs"] == [
+        {**entry, "worst": shown["worst"], "differing": 0}
+        for entry, shown in zip(run.manifest["parity"]["runs"], report["runs"], strict=True)
+    ]
     manifest = run.manifest
     assert manifest["files"] == [
         {"name": run.path.name, "format": "pth", "bytes": run.path.stat().st_size, "sha256": digest}
     ]
     proof = manifest["parity"]
     assert proof["verdict"] == "verified"
-    assert proof["precision"] == "float64" and proof["bound"] == 1e-10 and proof["sizes"][0] == [299, 299]
+    assert proof["precision"] == "float64" and proof["bound"] == 1e-10
+    assert proof["runs"][0] == {"size": [299, 299], "output_stride": 32, "input": "image"}
+    assert len(proof["runs"]) == (5 if arch == "xception" else 11) and proof["runs"][-1]["input"] == "probe"
     assert 0 < proof["worst"]["error"] < 1e-12
-    assert 0 < proof["float32"]["error"] < 2e-6
+    lighter = proof["float32"]["worst"]
+    assert 0 < lighter["error"] < 3e-6 and lighter["error"] < 4 * lighter["noise"]
     assert manifest["num_classes"] == 1000 and manifest["arch"] == arch
     assert manifest["head"]["background_dropped"] is (arch != "xception")
     assert manifest["licence"] == manifest["upstream"] == "unknown"

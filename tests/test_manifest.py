@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import porting
@@ -18,6 +17,7 @@ from porting.errors import ErrorKind, PortingError
 from porting.manifest import SCHEMA_VERSION, UNVERIFIED, VERIFIED, manifest_path, merged, read_labels, read_manifest
 from porting.parity import Float32Result, LayerResult, Trace
 from porting.proof import Proof
+from porting.runs import Run
 
 # Every field that a manifest has, and its type; other commands, and `models`, read them.
 SCHEMA: dict[str, Any] = {
@@ -49,10 +49,10 @@ PARITY = {
     "verdict": str,
     "reference": str,
     "precision": str,
-    "sizes": [[int]],
+    "runs": [{"size": [int], "output_stride": int, "input": str}],
     "bound": float,
     "worst": {"layer": str, "error": float},
-    "float32": {"bound": float, "error": float},
+    "float32": {"factor": float, "worst": {"layer": str, "error": float, "noise": float}},
 }
 
 
@@ -84,9 +84,9 @@ def ported(
 
 
 def proof() -> Proof:
-    layer = LayerResult("a/Conv2D", "a.conv", (1, 2, 2, 3), 3e-15, (0, 0, 0, 1), 1.0, 1.0, 1e-10)
-    trace = Trace((299, 299), (layer,), np.ones((1, 3)))
-    return Proof((trace,), Float32Result(4e-7, True), "Keras")
+    lighter = Float32Result(4e-7, 3e-7)
+    layer = LayerResult("a/Conv2D", "a.conv", (1, 2, 2, 3), 3e-15, (0, 0, 0, 1), 1.0, 1.0, 1e-10, lighter)
+    return Proof((Trace(Run((299, 299), float32=True), (layer,)),), "Keras")
 
 
 def test_the_schema(ported: tuple[Path, dict[str, Any]]) -> None:

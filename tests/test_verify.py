@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import porting
-from porting import PortingError, terminal
+from models import create_model
+from porting import PortingError, terminal, verification
+from porting.report import schema
+from porting.tracing import trace
 from porting.verification import verify
 from porting.verify import main
 
@@ -145,10 +151,12 @@ def test_a_full_verification_upgrades_the_manifest(ported: Callable[[str], tuple
     found = verify(path, source, sizes=SMALL)
     assert found.verdict == "verified"
     proof = json.loads(manifest.read_text())["parity"]
-    assert (proof["verdict"], proof["sizes"]) == ("verified", [list(SMALL[0])])
-    layers = found.as_json()["layers"]
-    assert len(layers) == 226
+    assert (proof["verdict"], proof["runs"][0]["size"]) == ("verified", list(SMALL[0]))
+    schema.check(found.report)
+    layers = found.report["layers"]
+    assert len(layers) == 2 * 226  # the image, and probes
     assert all(layer["passed"] and layer["error"] < 1e-12 for layer in layers)
+    assert all(layer["float32"]["passed"] for layer in layers if layer["run"] == 0)
 
 
 def test_a_wrong_file_fails_in_its_layers_too(aligned: tuple[Path, State], tmp_path: Path) -> None:
@@ -158,10 +166,86 @@ def test_a_wrong_file_fails_in_its_layers_too(aligned: tuple[Path, State], tmp_p
     torch.save(state, tmp_path / "wrong.pth")
     found = verify(tmp_path / "wrong.pth", source, sizes=SMALL)
     assert found.verdict == "failed"
+    schema.check(found.report)
+    scope = "xception_41/middle_flow/block1/unit_3/xception_module/separable_conv1_pointwise/BatchNorm"
+    assert {(item["layer"], item["module"], item["variable"]) for item in found.report["faulty"]} == {
+        (scope, NORM, f"{scope}/moving_mean"),
+        (scope, NORM, f"{scope}/moving_variance"),
+    }
     assert found.proof is not None
-    first = found.proof.traces[0].first_wrong
-    assert first is not None
-    assert first.module == NORM
+    assert {layer.module for trace in found.proof.traces for layer in trace.faulty} == {NORM}
+
+
+class Wrong(nn.Module):
+    """A network of somebody's with the same keys: one epsilon, one missing ReLU, and the usual symmetric pools."""
+
+    def __new__(cls) -> Any:
+        network: Any = create_model("xception")
+        network.bn3.eps = 1e-5
+        network.act2 = nn.Identity()
+        for block in (network.block1, network.block12):
+            block.rep[-1] = nn.MaxPool2d(3, 2, padding=1)
+        return network
+
+
+def test_a_network_of_the_users_own_is_found_wrong_where_it_is(ported: Callable[[str], tuple[Path, Path]]) -> None:
+    source, path = ported("xception")
+    found = verify(path, source, sizes=[(66, 66)], network=f"{__name__}:Wrong")
+    assert (found.verdict, found.faults) == ("failed", ())
+    pool = "padding: 1 on every side, where TensorFlow's SAME pads an even side only after it"
+    assert {(item["module"], item["cause"]) for item in found.report["faulty"]} == {
+        ("bn3", "epsilon 1e-05 instead of 0.001"),
+        ("act2", "the activation is missing"),
+        ("block1.rep.5", pool),
+        ("block12.rep.6", pool),
+    }
+
+
+def test_a_network_of_the_users_own_that_is_right_passes_and_upgrades_nothing(
+    ported: Callable[[str], tuple[Path, Path]],
+) -> None:
+    source, path = ported("xception")
+    before = path.with_suffix(".json").read_bytes()
+    found = verify(path, source, sizes=[(66, 66)], network="models.xception:Xception")
+    assert found.verdict == "verified"
+    assert path.with_suffix(".json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("no_such_module:make", "cannot be imported"),
+        ("models.xception:NoSuchNetwork", "cannot be imported"),
+        ("models.xception", "no MODULE:FACTORY"),
+        ("models.xception:BLOCKS", "not something to call"),
+        ("builtins:dict", "gives a dict"),
+        ("models.xception_aligned:AlignedConfig", "gives a "),
+        ("torch.nn:Identity", "the keys and shapes of the file"),
+    ],
+)
+def test_a_network_that_cannot_be_used_is_one_error(
+    ported: Callable[[str], tuple[Path, Path]], network: str, message: str
+) -> None:
+    source, path = ported("xception")
+    with pytest.raises(PortingError, match=re.escape(message)):
+        verify(path, source, network=network)
+
+
+def test_a_trace_file_stands_in_for_tensorflow(
+    aligned: tuple[Path, State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, right = aligned
+    path = trace(source, "xception41", tmp_path / "one.trace", sizes=[(40, 45)])
+    good, bad = tmp_path / "good.pth", tmp_path / "bad.pth"
+    torch.save(right, good)
+    torch.save({**right, POINTWISE: -right[POINTWISE]}, bad)
+    monkeypatch.setattr(verification, "Reference", None)  # it must not even be started
+    found = verify(good, source, trace=path)
+    assert (found.verdict, [str(t.run) for t in found.proof.traces]) == ("verified", ["40x45", "71x79, probes"])
+    failed = verify(bad, source, trace=path)
+    assert failed.verdict == "failed"
+    assert failed.proof is not None
+    assert {layer.module for t in failed.proof.traces for layer in t.faulty} == {POINTWISE.removesuffix(".weight")}
 
 
 def test_cadene_names_and_files_without_counters(ported: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
@@ -209,7 +293,7 @@ def test_the_command(aligned: tuple[Path, State], tmp_path: Path, capsys: pytest
     assert main(["--weights", str(bad), *common, "--json"]) == terminal.FAILED
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "failed"
-    assert [(item["layer"], item["cause"]) for item in found["faulty"]] == [(POINTWISE, "negated")]
+    assert [(item["parameter"], item["cause"]) for item in found["faulty"]] == [(POINTWISE, "negated")]
     assert found["faulty"][0]["variable"].endswith("unit_2/xception_module/separable_conv1_pointwise/weights")
     assert main(["--weights", str(pickled), *common]) == terminal.FAILED
     assert "not a state dict that loads with weights_only=True" in capsys.readouterr().err
