@@ -43,7 +43,10 @@ def user_network(spec: str, plan: Plan, state: Mapping[str, Tensor]) -> UserNetw
     takes = _takes_classes(factory)
 
     def create() -> nn.Module:
-        model: Any = factory(num_classes=plan.classes) if takes and plan.classes else factory()
+        try:
+            model: Any = factory(num_classes=plan.classes) if takes and plan.classes else factory()
+        except TypeError as error:
+            raise _unusable(spec, f"cannot be called: {error}", "to be called with nothing, or num_classes") from None
         if not isinstance(model, nn.Module):
             raise _unusable(spec, f"gives a {type(model).__name__}", "a torch.nn.Module")
         names = {ours: theirs for theirs, ours in OTHER_NAMES.items() if hasattr(model, theirs)}

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     add("--src", required=True, help="the source, as porting.convert takes it")
     add("--arch", required=True, choices=rules.ARCHS, help="the network that the source holds")
     add("--out", required=True, metavar="FILE", help="the file to write; about 1 GB for 299x299")
-    add("--size", type=terminal.size, nargs="+", default=[], metavar="HxW", help="input sizes (default: as a port is proved)")
+    add("--size", type=terminal.size, nargs="+", default=[], metavar="HxW", help="input sizes (default: a proof's)")
     add("--ema", action="store_true", help="take ExponentialMovingAverage shadows instead of the plain variables")
     add("--backbone-only", action="store_true", help="leave the classifier out")
     add("--reference-python", metavar="PATH", help="the Python that has TensorFlow (default: this one)")

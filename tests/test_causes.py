@@ -1,4 +1,4 @@
-"""The likely cause of a wrong layer: each fault that ports have is recognised from numbers alone, and nothing else is."""
+"""The likely cause of a wrong layer: every fault that ports have is recognised from numbers alone, and no other is."""
 
 from __future__ import annotations
 
@@ -59,15 +59,19 @@ def change(module: nn.BatchNorm2d, **values: Tensor) -> None:
         getattr(module, name).data.copy_(value)
 
 
+def exchange(module: nn.BatchNorm2d, one: str, other: str) -> None:
+    change(module, **{one: getattr(module, other).clone(), other: getattr(module, one).clone()})
+
+
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        (lambda m: change(m, running_mean=m.running_var.clone(), running_var=m.running_mean.clone()), "mean and variance are exchanged"),
-        (lambda m: change(m, weight=m.bias.clone(), bias=m.weight.clone()), "gamma and beta are exchanged"),
+        (lambda m: exchange(m, "running_mean", "running_var"), "mean and variance are exchanged"),
+        (lambda m: exchange(m, "weight", "bias"), "gamma and beta are exchanged"),
         (lambda m: m.train(), "statistics of the batch are used: the network is in training mode"),
     ],
     ids=["statistics", "scale and centre", "training"],
-)  # fmt: skip
+)
 def test_a_batch_norm(changed: Callable[[nn.BatchNorm2d], object], text: str) -> None:
     module = norm()
     expected = module(MAP).detach()

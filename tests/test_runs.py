@@ -65,8 +65,15 @@ def test_the_original_has_one_output_stride_and_a_source_its_own_size() -> None:
 def test_sizes_that_are_asked_for_replace_the_others() -> None:
     runs = proof_runs(source(None), "xception65", [(64, 80), (97, 33)])
     assert [run.size for run in runs[:2]] == [(64, 80), (97, 33)]
-    assert [run.float32 for run in runs] == [True, False, False]
+    assert not any(run.float32 for run in runs)
     assert runs[-1].probe
+
+
+def test_float32_runs_first_and_where_there_are_values_enough() -> None:
+    runs = proof_runs(source(None), "xception65", [(64, 80), (240, 300)])
+    assert [(run.size, run.float32) for run in runs[:2]] == [((240, 300), True), ((64, 80), False)]
+    small = proof_runs(source((128, 128)), "xception")
+    assert [(run.size, run.float32) for run in small[:2]] == [((299, 299), True), ((128, 128), False)]
 
 
 @pytest.mark.parametrize("run", proof_runs(source(None), "xception41")[1:], ids=str)

@@ -156,7 +156,6 @@ def test_a_full_verification_upgrades_the_manifest(ported: Callable[[str], tuple
     layers = found.report["layers"]
     assert len(layers) == 2 * 226  # the image, and probes
     assert all(layer["passed"] and layer["error"] < 1e-12 for layer in layers)
-    assert all(layer["float32"]["passed"] for layer in layers if layer["run"] == 0)
 
 
 def test_a_wrong_file_fails_in_its_layers_too(aligned: tuple[Path, State], tmp_path: Path) -> None:
@@ -219,7 +218,7 @@ def test_a_network_of_the_users_own_that_is_right_passes_and_upgrades_nothing(
         ("models.xception", "no MODULE:FACTORY"),
         ("models.xception:BLOCKS", "not something to call"),
         ("builtins:dict", "gives a dict"),
-        ("models.xception_aligned:AlignedConfig", "gives a "),
+        ("models.xception_aligned:AlignedConfig", "cannot be called"),
         ("torch.nn:Identity", "the keys and shapes of the file"),
     ],
 )
