@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         default=32,
         help="images a step, over all processes (default: %(default)s)",
     )
-    add("--lr", type=_number(float, 0), default=3e-4, help="the largest learning rate, of AdamW (default: %(default)s)")
+    add("--lr", type=_number(float, 0, 1e3), default=3e-4, help="AdamW's largest rate (default: %(default)s)")
     add("--warmup-epochs", type=_number(float, 0), default=0.5, help="default: %(default)s; then half a cosine to 0")
     add("--weight-decay", type=_number(float, 0), default=0.01, help="default: %(default)s")
     add("--label-smoothing", type=_number(float, 0, 0.99), default=0.1, help="default: %(default)s")

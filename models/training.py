@@ -170,7 +170,11 @@ def _finish(run: Run, share: Share) -> None:
     """Bring what the processes hold apart together, so that any one of them can write the run down."""
     _agree_on_statistics(run, share)
     total = share.total(run.sums)
-    if not total.isfinite().all():
+    _check_finite(run, float(total[0]))
+
+
+def _check_finite(run: Run, loss: float) -> None:
+    if not math.isfinite(loss):
         raise DivergedError(
             f"epoch {run.epoch + 1}: the loss is not a number any more; lower --lr, or lengthen --warmup-epochs"
         )
@@ -255,10 +259,15 @@ def evaluate(
 
 
 def end_epoch(run: Run, recipe: Recipe, samples: Samples, share: Share, began: float) -> None:
-    """Evaluate, write the epoch into the run's history, and stand before the next one."""
+    """Evaluate, write the epoch into the run's history, and stand before the next one.
+
+    Raises:
+        ModelError: an image cannot be read, the loss is not finite, or another process has ended.
+    """
     loss, correct, count = run.sums.tolist()
     seconds = time.perf_counter() - began
     val_loss, val_accuracy = evaluate(run.trained, samples, recipe.batch_size, share, recipe.amp)
+    _check_finite(run, val_loss)
     run.epoch, run.step = run.epoch + 1, 0
     run.sums.zero_()
     run.history.append(
