@@ -64,7 +64,7 @@ def _differing(run: int, layer: LayerResult) -> Faulty:
     expected, found = repr(layer.reference), repr(layer.ported)
     if layer.agrees and layer.float32:
         error = layer.float32.error
-        cause = f"lost precision: in float32 {error / layer.float32.noise:.3g} times as far off as TensorFlow's float32"
+        cause = f"lost precision: in float32 {error:.2g} off, TensorFlow's own float32 {layer.float32.noise:.2g}"
     elif not layer.index and math.isinf(error):
         expected, found = "an activation of the reference's shape", "none, or another shape"
     return {

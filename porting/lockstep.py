@@ -61,6 +61,7 @@ def lockstep(
     entered: list[TracePoint] = []  # and not yet left: where the network is, innermost last
     differing: list[TracePoint] = []
     noise: list[float] = []  # of the layers so far
+    terms = [1]  # products in the longest sum so far
     stopped = ""
 
     with ExitStack() as stack:
@@ -86,7 +87,8 @@ def lockstep(
             # Once a layer differs, float32's own chain goes on from the wrong value and says nothing more.
             if not differing and lighter is not None and frame.noise is not None:
                 noise.append(yardstick(module, inputs, frame, noise))
-                result = with_float32(result, lighter, expected, noise[-1])
+                terms.append(max(terms[-1], _terms(module)))
+                result = with_float32(result, lighter, expected, noise[-1], terms[-1])
             if not result.agrees and point.module not in wrong_weights:
                 result = replace(result, cause=causes.likely(module, inputs, output, _channels_first(expected)))
             results[point.module] = result
@@ -167,6 +169,11 @@ class _Beside:
         return None if frame is None else frame.values
 
 
+def _terms(module: nn.Module) -> int:
+    """Products in each sum that a layer takes."""
+    return module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 1
+
+
 def _channels_last(value: Tensor) -> Activation:
     array: Activation = (value.permute(0, 2, 3, 1) if value.dim() == 4 else value).numpy()
     return array
@@ -180,7 +187,7 @@ def _channels_first(array: npt.NDArray[Any]) -> Tensor:
 
 @contextmanager
 def _layerwise_float64(model: nn.Module) -> Iterator[None]:
-    """Each leaf module's parameters are float64 while it runs and their own selves again after: one layer's are held."""
+    """Each leaf module's parameters are float64 while it runs and themselves again after: one layer is held."""
     kept: dict[nn.Module, list[tuple[dict[str, Any], str, Tensor]]] = {}
 
     def widen(module: nn.Module, _inputs: Any) -> None:

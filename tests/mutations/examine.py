@@ -16,7 +16,7 @@ from porting.plan import Contents, Plan
 from porting.proof import Proof
 from porting.rules import Layout
 from porting.sources.base import TensorSource
-from tests.mutations.case import Array, Case, parameter
+from tests.mutations.case import Array, Case, Part, parameter
 from tests.mutations.networks import NetworkMutant
 from tests.mutations.weights import WeightMutant
 
@@ -100,9 +100,16 @@ def _network(case: Case, mutant: NetworkMutant) -> Outcome:
     traces = []
     for run in case.runs:
         part = case.parts[run.output_stride][mutant.part]
+        if run.output_stride != 32 and _settings(part) == _settings(case.parts[32][mutant.part]):
+            continue  # the same part, before the strides differ
         with mutant.applied(part):
             traces.append(case.trace(part, run))
     return _outcome(case, mutant, mutant.named, [], traces, mutant.equivalent)
+
+
+def _settings(part: Part) -> list[object]:
+    convolutions = (module for module in part.module.modules() if isinstance(module, torch.nn.Conv2d))
+    return [(module.stride, module.dilation) for module in convolutions]
 
 
 def _faults(case: Case, values: Mapping[str, Array]) -> list[Fault]:

@@ -179,7 +179,8 @@ def _of_part(
     relu = Tensor.relu
 
     def mutant(kind: str, changes: Any, named: set[str], equivalent: str = "") -> NetworkMutant:
-        return NetworkMutant(kind, index, tuple(changes), frozenset(named), equivalent, part.prefix or "stem")
+        where = part.path(changes[0][0].removesuffix("="))
+        return NetworkMutant(kind, index, tuple(changes), frozenset(named), equivalent, where)
 
     if "" not in modules or not part.prefix or part.prefix in ("stem", "head"):
         return
