@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ def _preprocessing(entry: dict[str, Any]) -> Preprocessing:
     return found
 
 
+def _epsilon(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"variant: bn_eps: expected a positive number, found {value}")
+    return value
+
+
 def _head(path: Path, entry: dict[str, Any]) -> tuple[str | None, Chain | None]:
     """The recorded activation, and the chain where the classifier is one."""
     head = entry.get("head")
@@ -69,6 +76,31 @@ def _head(path: Path, entry: dict[str, Any]) -> tuple[str | None, Chain | None]:
         except ModelError as error:
             raise ModelError(f"{path}: {error}; port the file again") from None
     return None if activation is None else str(activation), chain
+
+
+def find_manifest(weights: Path) -> tuple[Path, str] | None:
+    """The manifest that tells of a weight file, and what it calls the file; None where there is none.
+
+    It is `<same stem>.json` beside the file; else any manifest in that folder that lists the file, or in the folder
+    above that lists it with its folder: several formats of the same weights have one manifest.
+    """
+    beside = weights.with_suffix(".json")
+    if weights.suffix != ".json" and beside.is_file():
+        return beside, weights.name
+    folder = weights.absolute().parent
+    for place, name in ((folder, weights.name), (folder.parent, f"{folder.name}/{weights.name}")):
+        for path in sorted(place.glob("*-*.json")):
+            if not path.name.endswith(".report.json") and name in _listed(path):
+                return path, name
+    return None
+
+
+def _listed(path: Path) -> list[str]:
+    """Names of the files that a manifest lists; none where it is no manifest."""
+    try:
+        return [str(file["name"]) for file in json.loads(path.read_text(encoding="utf-8"))["files"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def read_manifest(path: Path, weights: str) -> Manifest:
@@ -93,7 +125,7 @@ def read_manifest(path: Path, weights: str) -> Manifest:
             arch=str(entry["arch"]),
             num_classes=int(entry["num_classes"]),
             folded=bool(entry["variant"]["folded"]),
-            bn_eps=None if bn_eps is None else float(bn_eps),
+            bn_eps=None if bn_eps is None else _epsilon(float(bn_eps)),
             labels=None if labels is None else tuple(str(label) for label in labels),
             preprocessing=_preprocessing(entry["preprocessing"]),
             synthetic=bool((entry.get("source") or {}).get("synthetic", False)),

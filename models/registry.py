@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.download import fetch, is_url
 from models.errors import ModelError
 from models.heads import attach, read_chain
 from models.info import MODELS, resolve_name
-from models.layers import Pooling, pooling_named
+from models.layers import BN_EPS, Pooling, pooling_named
 from models.weights import Weights, find_weights, read_weights
 from models.xception import Xception
 from models.xception_aligned import XCEPTION41, XCEPTION65, XCEPTION71, XceptionAligned
@@ -95,13 +95,29 @@ def _check_arguments(
         )
 
 
-def untrained(arch: str, num_classes: int, chain: Mapping[str, Any] | None = None, output_stride: int = 32) -> Network:
+def set_epsilon(network: Network, epsilon: float) -> None:
+    """Give every batch norm of the network itself, not those of its classifier, another epsilon."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = epsilon
+
+
+def untrained(
+    arch: str,
+    num_classes: int,
+    chain: Mapping[str, Any] | None = None,
+    output_stride: int = 32,
+    folded: bool = False,
+    bn_eps: float = BN_EPS,
+) -> Network:
     """A new network, its classifier the chain that a manifest's `head` describes where one is given.
 
     Raises:
         ModelError: a chain that is impossible, or no network of this name.
     """
-    network = create_model(arch, num_classes=0 if chain else num_classes, output_stride=output_stride)
+    network = create_model(arch, num_classes=0 if chain else num_classes, output_stride=output_stride, folded=folded)
+    if bn_eps != BN_EPS:
+        set_epsilon(network, bn_eps)
     if chain:
         attach(network, read_chain(chain))
     return network
@@ -124,7 +140,8 @@ def create_model(
 
     Args:
         name: one of `list_models()`, or an alias.
-        pretrained: a `.pth` file, its URL, or True for the one in $PORTING_WEIGHTS (`checkpoints/` unless set).
+        pretrained: a `.pth` or `.safetensors` file, its URL, or True for the one in $PORTING_WEIGHTS (`checkpoints/`
+            unless set). Weights for another batch-norm epsilon, as their manifest or name says, give a network with it.
         num_classes: classes; None for the weights' own, else 1000; 0 for the pooled features (N, 2048). Where it is
             not the weights' own number, everything but the classifier is loaded, and a log message says so. A
             classifier of several layers is rebuilt from the manifest beside the weights.
@@ -179,6 +196,7 @@ def create_model(
         )
     with torch.device("meta"):  # nothing is initialised that the weights then replace
         network = build(num_classes=0 if chain else weights.num_classes)
+        set_epsilon(network, weights.bn_eps)
         if chain:
             attach(network, chain, pool)
     _load(network, weights, state)

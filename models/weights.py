@@ -15,17 +15,24 @@ from torch import Tensor
 
 from models.errors import ModelError
 from models.layers import BN_EPS
-from models.manifest import Manifest, read_manifest
+from models.manifest import Manifest, find_manifest, read_manifest
 
 # The folder that `pretrained=True` searches.
 WEIGHTS_VARIABLE = "PORTING_WEIGHTS"
 DEFAULT_FOLDER = "checkpoints"
+_ENDINGS = (".pth", ".safetensors")  # of weight files, the first one preferred
 
 # torch.hub's convention: the digest's first characters end the name. Eight are ours; older published files have nine.
 _DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 
 # A classifier that is an nn.Sequential at `fc`: its modules' positions.
 _CHAIN_KEY = re.compile(r"fc\.(\d+)\.")
+
+# What this project puts into the name of weights for another batch-norm epsilon.
+_EPSILON_IN_NAME = re.compile(r"_eps([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)(?:_[a-z0-9]+)*-")
+
+# The package refuses longer headers too (safetensors' format specification).
+_LONGEST_HEADER = 100_000_000
 
 _UNITS = {13: "xception41", 21: "xception65", 23: "xception71"}
 
@@ -45,6 +52,19 @@ class Weights:
     def is_chain(self) -> bool:
         """Whether the classifier is more than one dense layer, which only the manifest describes in full."""
         return any(_CHAIN_KEY.match(key) for key in self.state)
+
+    @property
+    def bn_eps(self) -> float:
+        """The epsilon of the batch norms that the weights are for: the manifest's, else the one in the file's name."""
+        return epsilon_of(self.path, self.manifest.bn_eps if self.manifest else None)
+
+
+def epsilon_of(path: Path, recorded: float | None) -> float:
+    """The batch-norm epsilon that a file is for: the recorded one, else the one in its name, else TensorFlow's."""
+    if recorded is not None:
+        return recorded
+    in_name = _EPSILON_IN_NAME.search(path.name)
+    return float(in_name.group(1)) if in_name else BN_EPS
 
 
 def sha256(path: Path) -> str:
@@ -72,8 +92,42 @@ def _verify(path: Path, manifest: Manifest | None) -> None:
             )
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file has that format's name or its first bytes: a length, and a JSON object of that length.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        start = file.read(9)
+        length = int.from_bytes(start[:8], "little")
+        return start[8:] == b"{" and length <= min(_LONGEST_HEADER, os.fstat(file.fileno()).st_size - 8)
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ModelError: the package is missing, or the file is damaged.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ModelError(f"{path}: reading it needs the safetensors package: pip install safetensors") from None
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not a whole safetensors file: {error}") from error
+    return state
+
+
 def _load(path: Path) -> Mapping[str, Tensor]:
     try:
+        if is_safetensors(path):
+            return load_safetensors(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file") from error
@@ -107,10 +161,15 @@ def classes_of(state: Mapping[str, Tensor]) -> int:
     return max(rows, default=(0, 0))[1]
 
 
-def read_weights(file: str | os.PathLike[str]) -> Weights:
-    """Read a `.pth` file, after checking its sha256 against its name and its manifest, as far as they state one.
+def is_folded(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights of a network without batch norms: its convolutions have a bias."""
+    return "stem.0.conv.bias" in state or "conv1.bias" in state
 
-    The manifest is `<same stem>.json` beside it. Only tensors are unpickled (`weights_only`).
+
+def read_weights(file: str | os.PathLike[str]) -> Weights:
+    """Read a `.pth` or `.safetensors` file, after checking its sha256 against its name and its manifest, if any.
+
+    The manifest is found as `models.manifest.find_manifest` says. Only tensors are unpickled (`weights_only`).
 
     Raises:
         ModelError: missing, damaged, not a state dict, or contradicting its manifest.
@@ -118,8 +177,8 @@ def read_weights(file: str | os.PathLike[str]) -> Weights:
     path = Path(file)
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
-    beside = path.with_suffix(".json")
-    manifest = read_manifest(beside, path.name) if path.suffix != ".json" and beside.is_file() else None
+    found = find_manifest(path)
+    manifest = read_manifest(*found) if found else None
     _verify(path, manifest)
     state = _load(path)
     weights = Weights(
@@ -127,7 +186,7 @@ def read_weights(file: str | os.PathLike[str]) -> Weights:
         state=state,
         arch=arch_of(state),
         num_classes=classes_of(state),
-        folded="stem.0.conv.bias" in state or "conv1.bias" in state,
+        folded=is_folded(state),
         manifest=manifest,
     )
     if manifest is not None:
@@ -141,11 +200,6 @@ def _check_manifest(weights: Weights, manifest: Manifest) -> None:
     for name, expected, actual in zip(("arch", "num_classes", "folded"), said, found, strict=True):
         if expected != actual:
             raise ModelError(f"{weights.path}: {name}: expected {expected} (from {manifest.path.name}), found {actual}")
-    if not manifest.folded and manifest.bn_eps is not None and manifest.bn_eps != BN_EPS:
-        raise ModelError(
-            f"{weights.path}: batch-norm epsilon: expected {BN_EPS:g}, found {manifest.bn_eps:g}: these weights are "
-            "for other implementations of the network; port the source without --bn-eps to use it here"
-        )
 
 
 def find_weights(arch: str, folded: bool, num_classes: int | None) -> Path:
@@ -160,8 +214,8 @@ def find_weights(arch: str, folded: bool, num_classes: int | None) -> Path:
     found: dict[Path, int] = {}
     synthetic = 0
     for beside in sorted(folder.glob("*.json")):
-        path = beside.with_suffix(".pth")
-        if not path.is_file():
+        path = next((p for ending in _ENDINGS if (p := beside.with_suffix(ending)).is_file()), None)
+        if path is None:
             continue
         manifest = read_manifest(beside, path.name)
         if manifest.arch != arch or manifest.folded != folded or manifest.bn_eps not in (None, BN_EPS):

@@ -113,6 +113,16 @@ def write_state(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
         flush(file)
 
 
+def write_safetensors(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
+    """Save a state dict in the safetensors format, whose bytes depend on nothing but its tensors, and flush it."""
+    from safetensors.torch import save
+
+    with output_errors(Path(file.name).parent):
+        # The format's one piece of metadata that loaders ask for: which framework's tensors these are.
+        file.write(save({name: value.contiguous() for name, value in state.items()}, metadata={"format": "pt"}))
+        flush(file)
+
+
 def flush(file: IO[bytes]) -> None:
     """Bring what was written to the disk."""
     file.flush()
@@ -120,9 +130,13 @@ def flush(file: IO[bytes]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Load a state dict as data: nothing in it is unpickled beyond tensors."""
+    """Load a state dict as data, from torch's format or safetensors': nothing in it is unpickled beyond tensors."""
     import torch
 
+    from models.weights import is_safetensors, load_safetensors
+
+    if is_safetensors(path):
+        return load_safetensors(path)
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return state
 
@@ -139,13 +153,13 @@ def write_text(file: IO[bytes], text: str) -> None:
         flush(file)
 
 
-def final_path(folder: Path, prefix: str, digest: str) -> tuple[Path, bool]:
-    """Where a file of this digest belongs, `<prefix>-<8 hex>.pth`, and whether it is there already, whole.
+def final_path(folder: Path, prefix: str, digest: str, ending: str = ".pth") -> tuple[Path, bool]:
+    """Where a file of this digest belongs, `<prefix>-<8 hex><ending>`, and whether it is there already, whole.
 
     Raises:
         PortingError: output, where another file has the name's digits.
     """
-    path = folder / f"{prefix}-{digest[:NAME_DIGITS]}.pth"
+    path = folder / f"{prefix}-{digest[:NAME_DIGITS]}{ending}"
     with output_errors(folder):
         found = file_digest(path) if path.exists() else ""
     if found != digest and found.startswith(digest[:NAME_DIGITS]):
@@ -162,6 +176,7 @@ def publish(files: Mapping[Path, IO[bytes]]) -> None:
     """Give files that are written and flushed their final names, one after the other; nothing can run out between."""
     for path, file in files.items():
         with output_errors(path.parent):
+            path.parent.mkdir(exist_ok=True)  # a folder that is itself emitted
             Path(file.name).chmod(0o666 & ~_umask())
             Path(file.name).replace(path)
             _sync_folder(path.parent)

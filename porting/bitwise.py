@@ -7,18 +7,23 @@ parameter the likely cause is found by trying what goes wrong in ports.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from porting import folding
+from porting.forms import PLAIN, Form
 from porting.plan import Contents, Plan
-from porting.rules import Rule
+from porting.rules import BATCH_NORM_EPSILON, Rule
 from porting.sources.base import TensorSource
 
 Array = npt.NDArray[Any]
+Changes = Iterator[tuple[str, Array]]  # what may have been done to a parameter, and its values then
 
 # What PyTorch adds of its own; a ported network starts counting anew, so any value is right.
 COUNTER = "num_batches_tracked"
@@ -46,16 +51,40 @@ class Fault:
     cause: str
 
 
-def compare_weights(plan: Plan, source: TensorSource, contents: Contents, state: Mapping[str, Array]) -> list[Fault]:
-    """Every parameter of a state dict that differs from the source in any bit, missing and extra ones included.
+def compare_weights(
+    plan: Plan, source: TensorSource, contents: Contents, state: Mapping[str, Array], form: Form = PLAIN
+) -> list[Fault]:
+    """Every parameter of a state dict that differs in any bit from what the source gives, missing and extra ones too.
+
+    Args:
+        plan: of the plain network.
+        state: as `Form.arrays` gives it.
+        form: of the state dict; what it does to weights is done again here, from the source.
 
     Raises:
         PortingError: as the source's `read` says.
     """
+    made_of = form.sources(plan)
+
+    def right(rule: Rule) -> Array:
+        if form == PLAIN:
+            return _converted(rule, source, contents)
+        return form.arrays(form.apply(plan.arch, parts(rule)))[rule.parameter]
+
+    def parts(rule: Rule) -> dict[str, torch.Tensor]:
+        return {one.parameter: torch.from_numpy(_converted(one, source, contents)) for one in made_of[rule.parameter]}
+
+    def wrong_folds(rule: Rule) -> Changes:
+        if form.folded and len(made_of[rule.parameter]) > 1:
+            for name, state in folding.wrong_folds(plan.arch, parts(rule), BATCH_NORM_EPSILON):
+                if rule.parameter in state:
+                    yield name, form.arrays(Form(dtype=form.dtype).apply(plan.arch, state))[rule.parameter]
+
     faults = []
     wrong: list[tuple[Rule, Array]] = []
-    for rule in plan.table.rules:
-        expected = _converted(rule, source, contents)
+    rules = form.plan(plan).table.rules
+    for rule in rules:
+        expected = right(rule)
         found = state.get(rule.parameter)
         if found is None:
             own = contents.own(rule.variable)
@@ -63,12 +92,13 @@ def compare_weights(plan: Plan, source: TensorSource, contents: Contents, state:
         elif not _same_bits(found, expected):
             wrong.append((rule, found))
     by_digest: dict[str, list[Rule]] = {}
-    for rule in plan.table.rules if wrong else ():
-        by_digest.setdefault(_digest(_converted(rule, source, contents)), []).append(rule)
+    for rule in rules if wrong else ():
+        by_digest.setdefault(_digest(right(rule)), []).append(rule)
     for rule, found in wrong:
-        expected = _converted(rule, source, contents)  # read again: only what is wrong is held
-        faults.append(_fault(rule, contents, expected, found, by_digest.get(_digest(found), [])))
-    known = {rule.parameter for rule in plan.table.rules}
+        expected = right(rule)  # read again: only what is wrong is held
+        holders = by_digest.get(_digest(found), [])
+        faults.append(_fault(rule, contents, expected, found, holders, wrong_folds(rule)))
+    known = {rule.parameter for rule in rules}
     for name, value in state.items():
         if name not in known and not name.endswith(f".{COUNTER}"):
             faults.append(Fault(name, "", "nothing", str(list(value.shape)), (), np.inf, "not part of the network"))
@@ -89,7 +119,7 @@ def _same_bits(found: Array, expected: Array) -> bool:
     return np.array_equal(np.ascontiguousarray(found).view(np.uint32), expected.view(np.uint32))
 
 
-def _fault(rule: Rule, contents: Contents, expected: Array, found: Array, holders: list[Rule]) -> Fault:
+def _fault(rule: Rule, contents: Contents, expected: Array, found: Array, holders: list[Rule], folds: Changes) -> Fault:
     own = contents.own(rule.variable)
     if found.shape != expected.shape or found.dtype != expected.dtype:
         shapes = [f"{array.dtype} {list(array.shape)}" for array in (expected, found)]
@@ -98,7 +128,7 @@ def _fault(rule: Rule, contents: Contents, expected: Array, found: Array, holder
     index = tuple(int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape))
     scale = float(np.abs(expected).max())
     error = float(difference[index]) / scale if scale else np.inf
-    cause = _holder_cause(rule, contents, holders) or _value_cause(expected, found, difference)
+    cause = _holder_cause(rule, contents, holders) or _value_cause(expected, found, difference, folds)
     return Fault(rule.parameter, own, repr(float(expected[index])), repr(float(found[index])), index, error, cause)
 
 
@@ -123,13 +153,13 @@ def _shape_cause(expected: Array, found: Array) -> str:
     return "another shape"
 
 
-def _value_cause(expected: Array, found: Array, difference: Array) -> str:
+def _value_cause(expected: Array, found: Array, difference: Array, folds: Changes) -> str:
     """What was done to the right values."""
     if not np.isfinite(found).all():
         return "not finite"
     if not found.any():
         return "all zero"
-    for name, changed in _changes(expected):
+    for name, changed in chain(folds, _changes(expected)):
         if changed.shape == found.shape and np.array_equal(changed, found):
             return name
     wrong = int(np.count_nonzero(found != expected)) or int(difference.size)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from porting import rules, terminal
+from porting.request import DTYPES, contradiction
 
 if TYPE_CHECKING:
     from porting.pipeline import PortResult
@@ -34,6 +35,17 @@ def parser() -> argparse.ArgumentParser:
     add("--keep-background", action="store_true", help="keep class 0 (background) of a 1001-class classifier")
     add("--ema", action="store_true", help="take ExponentialMovingAverage shadows instead of the plain variables")
     add("--backbone-only", action="store_true", help="leave the classifier out")
+    add("--fold-bn", action="store_true", help="fold every batch norm into the convolution before it")
+    epsilon = rules.BATCH_NORM_EPSILON
+    add(
+        "--bn-eps",
+        type=float,
+        default=epsilon,
+        metavar="E",
+        help="emit for batch norms of this epsilon (default: 1e-3)",
+    )
+    add("--dtype", default=DTYPES[0], choices=DTYPES, help="type that weights are stored in (default: %(default)s)")
+    add("--format", default="pth", metavar="LIST", help="any of pth, safetensors and hf (a folder that timm loads)")
     add("--labels", metavar="FILE", help="class names for the manifest: one a line, or JSON")
     add("--licence", default="unknown", metavar="ID", help="licence of the weights, for the manifest")
     add("--upstream", default="unknown", metavar="URL", help="where the weights come from, for the manifest")
@@ -46,7 +58,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Port as the arguments say; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    options = parser()
+    arguments = options.parse_args(argv)
+    arguments.format = tuple(dict.fromkeys(arguments.format.split(",")))
+    asked = (arguments.arch, arguments.fold_bn, arguments.bn_eps, arguments.dtype, arguments.format)
+    if problem := contradiction(*asked):
+        options.error(f"argument {problem}")
     return terminal.run(lambda: _convert(arguments))
 
 
@@ -62,6 +79,10 @@ def _convert(arguments: argparse.Namespace) -> int:
             keep_background=arguments.keep_background,
             ema=arguments.ema,
             backbone_only=arguments.backbone_only,
+            fold_bn=arguments.fold_bn,
+            bn_eps=arguments.bn_eps,
+            dtype=arguments.dtype,
+            formats=arguments.format,
             labels=arguments.labels,
             licence=arguments.licence,
             upstream=arguments.upstream,

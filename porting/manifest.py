@@ -14,8 +14,12 @@ Other commands, and `models.create_model`, read it; a change of meaning raises S
 - `parity`: `verdict` ("verified" or "unverified") and, if verified, `reference`, `precision`, `runs` (each with `size`
   (height, width), `output_stride` and `input`), `bound`, `worst` (`layer`, `error`, relative to the layer's largest
   value) and `float32`: `factor` (how many times TensorFlow's own float32 error is allowed) and `worst` (`layer`,
-  `error`, `noise`). The report beside the manifest (`porting.report.schema`) has every layer.
-- `files`: `name`, `format`, `bytes`, `sha256`; `content_digest`: see `porting.artifact.content_digest`.
+  `error`, `noise`). Weights of a smaller type than float32 are proved before they are rounded to it, and have `stored`
+  (`bound`, `worst`): how far off they are as stored. The report beside the manifest (`porting.report.schema`) has
+  every layer.
+- `notes`: what a user should hear of, in sentences.
+- `files`: `name` (relative to the manifest's folder), `format` ("pth", "safetensors" or "hf"), `bytes`, `sha256`.
+- `content_digest`: see `porting.artifact.content_digest`.
 - `versions`: of what made it. `preprocessing`: `input_size` (3, height, width), `interpolation`, `crop_pct`, `mean`,
   `std` (for pixels in 0..1), and `source`: "published", or the source's own layers.
 - `licence`, `upstream`: as given, or "unknown".

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any
 
 from porting import artifact, rules
-from porting.errors import Defect, ErrorKind, PortingError
 from porting.findings import report
+from porting.formats import check_possible, entries, timm_note, with_older, write, write_hf
+from porting.forms import Form
 from porting.manifest import (
     SCHEMA_VERSION,
     UNVERIFIED,
@@ -26,11 +26,13 @@ from porting.manifest import (
     versions,
 )
 from porting.origins import UNKNOWN, Origin, Progress, Quiet, find
-from porting.plan import Contents, Options, Plan, build_plan
+from porting.plan import Options, Plan, build_plan
 from porting.recognition import DEFAULT_SIZE, Recognised, recognise
 from porting.reference import Reference
 from porting.report.files import as_text
-from porting.sources import TensorSource, open_source
+from porting.request import HF, PTH, contradiction
+from porting.sources import open_source
+from porting.state_dict import read_weights
 
 if TYPE_CHECKING:
     from porting.parity import Trace
@@ -44,7 +46,7 @@ class PortResult:
     """What a port made.
 
     Attributes:
-        path: the emitted `.pth`, absolute.
+        path: the emitted file, or timm's folder, absolute; of several formats, the first.
         manifest: as written beside it.
         traces: the comparisons, one for each run; empty if not verified.
         report: what was proved, as data (`porting.report.schema`).
@@ -71,6 +73,10 @@ def port(
     labels: str | Path | None = None,
     licence: str = UNKNOWN,
     upstream: str = UNKNOWN,
+    fold_bn: bool = False,
+    bn_eps: float = rules.BATCH_NORM_EPSILON,
+    dtype: str = "float32",
+    formats: Sequence[str] = (PTH,),
     verify: bool = True,
     reference_python: str | None = None,
     progress: Progress | None = None,
@@ -87,6 +93,10 @@ def port(
         backbone_only: leave the classifier out.
         labels: file of class names for the manifest.
         licence, upstream: recorded in the manifest; of official sources, known.
+        fold_bn: fold every batch norm into the convolution before it, for `create_model(folded=True)`.
+        bn_eps: emit weights for a network whose batch norms have this epsilon.
+        dtype: "float32", or "float16" or "bfloat16" to round every weight to.
+        formats: any of "pth", "safetensors" and "hf" (a folder that timm loads).
         verify: prove the port; without it the manifest says unverified.
         reference_python: the interpreter that runs TensorFlow; default this one.
         progress: told of each stage and step.
@@ -94,10 +104,13 @@ def port(
     Raises:
         PortingError: the source is missing, corrupt, unsupported or another network; parity failed; or the result
             could not be written. Nothing is left behind.
-        ValueError: no such arch.
+        ValueError: no such arch, dtype or format, or options that contradict each other.
     """
     if arch not in rules.ARCHS:
         raise ValueError(f"arch: expected one of {', '.join(rules.ARCHS)}, found {arch!r}")
+    if problem := contradiction(arch, fold_bn, bn_eps, dtype, formats):
+        raise ValueError(problem)
+    form = Form(fold_bn, dtype, bn_eps)
     began = time.monotonic()
     watch = progress or Quiet()
     folder = Path(out).absolute()
@@ -111,6 +124,7 @@ def port(
         source = stack.enter_context(open_source(origin.path))
         recognised = recognise(source)
         plan = build_plan(recognised.contents, arch, Options(keep_background, ema, backbone_only))
+        check_possible(formats, plan, origin.path)
         source.verify_files()
         names = read_labels(Path(labels), plan.classes, recognised.activation) if labels is not None else None
         reference = origin.reference
@@ -119,94 +133,76 @@ def port(
                 Reference(src, reference_python)
             )  # TensorFlow starts while the weights are read
         artifact.prepare_folder(folder)
-        state = read_weights(plan, source, recognised.contents, watch)
-        file = stack.enter_context(artifact.temporary_file(folder))
-        artifact.write_state(file, state)
+        state = form.apply(arch, read_weights(plan, source, recognised.contents, watch))
+        form.check(plan, recognised.contents, state)
         content = artifact.content_digest(state)
+        emitted = write(formats, state, folder, f"{_PREFIXES[arch]}{form.suffix}", stack)
         del state
         proof = None
         if verify and reference is not None:
-            from porting.proof import prove
+            from porting.proof import prove, read_back
 
-            proof = prove(recognised, plan, reference, Path(file.name), content, watch)
-        digest = artifact.file_digest(Path(file.name))
-        manifest = _manifest(recognised, plan, origin, proof, names, content)
+            for one in emitted[1:]:
+                read_back(Path(one.file.name), content)
+            proof = prove(recognised, plan, reference, Path(emitted[0].file.name), content, watch, form)
+        notes = (*plan.notes, *recognised.notes(plan), *form.notes(), *_timm_notes(arch, form, formats))
+        manifest = _manifest(recognised, plan, origin, proof, names, content, form)
+        manifest["notes"] = list(notes)
         stack.enter_context(artifact.one_writer(folder))
-        final, there = artifact.final_path(folder, _PREFIXES[arch], digest)
-        size = Path(file.name).stat().st_size
-        manifest["files"] = [{"name": final.name, "format": "pth", "bytes": size, "sha256": digest}]
-        before = read_manifest(manifest_path(final))
+        final = emitted[0].shown
+        beside = manifest_path(emitted[0].path if emitted[0].format != HF else folder / f"{final.name}.hf")
+        before = read_manifest(beside)
         manifest = merged(manifest, before)
-        # Both are whole on the disk before either gets its name: a full disk leaves neither.
-        finished = {} if there else {final: file}
+        extras: dict[Path, IO[bytes]] = {}
+        for one in emitted:
+            if one.format == HF:
+                extras = write_hf(one.shown, manifest, stack, folder)
+        manifest["files"] = with_older(entries(emitted, folder, extras), before, folder)
+        # All is whole on the disk before anything gets its name: a full disk leaves nothing.
+        finished = {**extras, **{one.path: one.file for one in emitted if not one.there}}
         if manifest != before:
-            finished[manifest_path(final)] = stack.enter_context(artifact.temporary_file(folder))
-            artifact.write_json(finished[manifest_path(final)], manifest)
-        notes = (*plan.notes, *recognised.notes(plan))
+            finished[beside] = stack.enter_context(artifact.temporary_file(folder))
+            artifact.write_json(finished[beside], manifest)
         account = {
             "source": manifest["source"],
             "weights": {
                 "file": final.name,
-                "sha256": digest,
+                "sha256": emitted[0].digest,
                 "content_digest": content,
                 "variant": manifest["variant"],
             },
             "notes": notes,
             "versions": manifest["versions"],
         }
-        found = report(plan, [], proof, **account)
+        found = report(form.plan(plan), [], proof, **account)
         if proof:
-            finished[report_path(final)] = stack.enter_context(artifact.temporary_file(folder))
-            artifact.write_text(finished[report_path(final)], as_text(found))
+            finished[report_path(beside)] = stack.enter_context(artifact.temporary_file(folder))
+            artifact.write_text(finished[report_path(beside)], as_text(found))
         artifact.publish(finished)
     return PortResult(final, manifest, proof.traces if proof else (), found, notes, time.monotonic() - began)
 
 
-def read_weights(plan: Plan, source: TensorSource, contents: Contents, progress: Progress) -> dict[str, Any]:
-    """The state dict of a plan: every variable read once, converted, and checked to be finite.
-
-    Raises:
-        PortingError: corrupt (a checksum, NaN or infinity in a weight) or as the source's `read` says.
-    """
-    import torch
-
-    progress.start("reading", len(plan.table.rules))
-    state: dict[str, Any] = {}
-    for rule in plan.table.rules:
-        own = contents.own(rule.variable)
-        target = rule.float32(source.read(own))
-        _check_finite(source, own, target)
-        state[rule.parameter] = torch.from_numpy(target)
-        if rule.parameter.endswith(".running_var"):
-            # PyTorch counts the batches that a running statistic saw; a ported one starts anew.
-            state[rule.parameter.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
-        progress.step()
-    return state
-
-
-def _check_finite(source: TensorSource, name: str, values: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-    finite = np.isfinite(values)
-    if finite.all():
-        return
-    bad = int((~finite).sum())
-    first = values.reshape(-1)[int((~finite).reshape(-1).argmax())]
-    raise PortingError(
-        ErrorKind.CORRUPT,
-        source.path,
-        [Defect(name, f"{bad} of {values.size} not finite (the first is {first})", "finite values")],
-        "The training that wrote it diverged, or the file is damaged; use an earlier checkpoint.",
-    )
+def _timm_notes(arch: str, form: Form, formats: Sequence[str]) -> tuple[str, ...]:
+    """What whoever asked for weights that timm takes must know of them."""
+    note = timm_note(arch, form.bn_eps) if HF in formats or form.bn_eps != rules.BATCH_NORM_EPSILON else ""
+    return (note,) if note else ()
 
 
 def _manifest(
-    recognised: Recognised, plan: Plan, origin: Origin, proof: Proof | None, labels: list[str] | None, content: str
+    recognised: Recognised,
+    plan: Plan,
+    origin: Origin,
+    proof: Proof | None,
+    labels: list[str] | None,
+    content: str,
+    form: Form,
 ) -> Manifest:
     model = recognised.model
     return {
         "schema_version": SCHEMA_VERSION,
         "arch": plan.arch,
         "num_classes": plan.classes,
-        "variant": {"folded": False, "dtype": "float32", "bn_eps": rules.BATCH_NORM_EPSILON},
+        "variant": form.variant,
         "head": {
             "kind": "chain" if plan.chain else "dense" if plan.classes else "none",
             "activation": (model.head.activation or None) if model and plan.classes else None,
@@ -224,6 +220,7 @@ def _manifest(
         "mapped": len(plan.table.rules),
         "unread": [{"name": item.name, "reason": item.reason} for item in plan.unread],
         "parity": {"verdict": VERIFIED, **proof.summary()} if proof else {"verdict": UNVERIFIED},
+        "notes": [],
         "files": [],
         "content_digest": content,
         "versions": versions(proof is not None),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from models.registry import untrained
 from porting import artifact, parity
 from porting.bitwise import compare_weights
 from porting.errors import Defect, ErrorKind, PortingError, corrupt
-from porting.lockstep import load_network, lockstep
-from porting.origins import Progress
+from porting.forms import PLAIN, Form
+from porting.lockstep import lockstep
+from porting.origins import Progress, Quiet
 from porting.parity import LayerResult, Trace
 from porting.plan import Plan
 from porting.recognition import Recognised, reference_name, reference_source
@@ -25,6 +25,7 @@ from porting.reference import Recording, Reference
 from porting.reference.frames import Frame
 from porting.rules import TracePoint
 from porting.runs import Run, image, proof_runs, run_of
+from porting.state_dict import read_weights
 
 Image = npt.NDArray[np.float32]
 Frames = Callable[[Run], tuple[Image, Iterator[Frame]]]
@@ -38,14 +39,17 @@ class Proof:
     Attributes:
         traces: every layer, once for each run.
         reference: what the port was held to.
+        stored: the comparisons of weights that are stored in a smaller type, as they are stored; `traces` are then
+            those of the weights before. They have a bound of their own.
     """
 
     traces: tuple[Trace, ...]
     reference: str
+    stored: tuple[Trace, ...] = ()
 
     @property
     def passed(self) -> bool:
-        return bool(self.traces) and all(trace.passed for trace in self.traces)
+        return bool(self.traces) and all(trace.passed for trace in (*self.traces, *self.stored))
 
     @property
     def worst(self) -> LayerResult:
@@ -65,23 +69,30 @@ class Proof:
             "reference": self.reference,
             "precision": "float64",
             "runs": [trace.run.as_json() for trace in self.traces],
-            "bound": parity.FLOAT64_BOUND,
+            "bound": self.worst.bound,
             "worst": {"layer": self.worst.layer, "error": self.worst.error},
         }
         lighter = self.worst_float32
         if lighter and lighter.float32:
             worst = {"layer": lighter.layer, "error": lighter.float32.error, "noise": lighter.float32.noise}
             result["float32"] = {"factor": parity.FLOAT32_FACTOR, "worst": worst}
+        if self.stored:
+            layer = max((trace.worst for trace in self.stored), key=lambda worst: worst.error)
+            result["stored"] = {"bound": layer.bound, "worst": {"layer": layer.layer, "error": layer.error}}
         return result
 
 
-def reference_frames(reference: Reference) -> Frames:
-    """Runs of TensorFlow's process on the project's own image."""
+def reference_frames(reference: Reference, silent: Iterable[str] = ()) -> Frames:
+    """Runs of TensorFlow's process on the project's own image.
+
+    Args:
+        silent: layers that pass on no probe, because the network that is compared does not show them.
+    """
 
     def frames(run: Run) -> tuple[Image, Iterator[Frame]]:
         pixels = image(*run.size)
         stride = run.output_stride
-        return pixels, reference.trace(pixels, output_stride=stride, probe=run.probe, noise=run.float32)
+        return pixels, reference.trace(pixels, output_stride=stride, probe=run.probe, silent=silent, noise=run.float32)
 
     return frames
 
@@ -99,23 +110,42 @@ def recorded_frames(recording: Recording) -> tuple[Frames, list[Run]]:
     return lambda run: recording.run(runs.index(run)), runs
 
 
-def prove(
-    recognised: Recognised, plan: Plan, reference: Reference, file: Path, content: str, progress: Progress
-) -> Proof:
-    """Load a written file back and hold it to its source and to TensorFlow's execution of it.
+def read_back(file: Path, content: str) -> dict[str, Tensor]:
+    """The state dict of a file that was just written.
 
     Args:
         content: the content digest of what was written.
 
     Raises:
-        PortingError: parity, naming the first wrong parameter or layer with both values; reference; output, where the
-            disk gives back something else than was written.
+        PortingError: output, where the disk gives back something else.
     """
     state = artifact.read_state(file)
     if artifact.content_digest(state) != content:
         raise PortingError(ErrorKind.OUTPUT, file, ["reads back differently than it was written"], "Check the disk.")
-    arrays = {name: value.numpy() for name, value in state.items()}
-    faults = compare_weights(plan, recognised.source, recognised.contents, arrays)
+    return state
+
+
+def prove(
+    recognised: Recognised,
+    plan: Plan,
+    reference: Reference,
+    file: Path,
+    content: str,
+    progress: Progress,
+    form: Form = PLAIN,
+) -> Proof:
+    """Load a written file back and hold it to its source and to TensorFlow's execution of it.
+
+    Args:
+        content: the content digest of what was written.
+        form: what was written.
+
+    Raises:
+        PortingError: parity, naming the first wrong parameter or layer with both values; reference; output, where the
+            disk gives back something else than was written.
+    """
+    state = read_back(file, content)
+    faults = compare_weights(plan, recognised.source, recognised.contents, form.arrays(state), form)
     if faults:
         raise PortingError(
             ErrorKind.PARITY,
@@ -123,13 +153,49 @@ def prove(
             [Defect(f"{fault.variable} (PyTorch {fault.parameter})", fault.found, fault.expected) for fault in faults],
             "Nothing was emitted. The source changed while it was read, or this is a fault of the port.",
         )
+    state = artifact.read_state(file)  # mapped anew: the memory that the checks touched is given back
     name = reference.open(reference_source(recognised, plan)) or reference_name(recognised, plan)
     runs = proof_runs(recognised, plan.arch)
-    proof = compare(plan, reference_frames(reference), partial(network, plan, state), runs, name, progress)
-    for trace in proof.traces:
+    frames = reference_frames(reference, form.silent(plan))
+    proof = compare_form(recognised, plan, form, state, frames, runs, name, progress)
+    for trace in (*proof.traces, *proof.stored):
         if not trace.passed:
             raise _layer_differs(recognised, trace)
     return proof
+
+
+def compare_form(
+    recognised: Recognised,
+    plan: Plan,
+    form: Form,
+    state: Mapping[str, Tensor],
+    frames: Frames,
+    runs: Sequence[Run],
+    reference: str,
+    progress: Progress,
+    wrong_weights: Container[str] = (),
+) -> Proof:
+    """Run this project's network of a form with a file's state dict, as `compare` does.
+
+    Weights of a smaller type would hide small faults. So the same weights before they were rounded are compared first,
+    within their own bound; the bits of the file are known to be those, rounded. Then the stored ones are, without
+    float32's own check, within the bound of their type.
+
+    Raises:
+        PortingError: reference; corrupt, in a source that is read again.
+    """
+    run_form = partial(compare, form.plan(plan), frames, reference=reference, wrong_weights=wrong_weights)
+    if form.stored_bound is None:
+        networks = partial(form.network, plan, state)
+        return run_form(networks=networks, runs=runs, progress=progress, bound=form.bound)
+    plain = read_weights(plan, recognised.source, recognised.contents, Quiet())
+    exact = partial(form.exact.network, plan, form.exact.apply(plan.arch, plain))
+    proof = run_form(networks=exact, runs=runs, progress=progress, bound=form.bound)
+    small = [run for run in runs if not run.float32]
+    few = [*[run for run in small if not run.probe][:1], *[run for run in small if run.probe]]
+    stored = partial(form.network, plan, state)
+    after = run_form(networks=stored, runs=few, progress=progress, bound=form.stored_bound)
+    return replace(proof, stored=after.traces)
 
 
 def compare(
@@ -141,6 +207,7 @@ def compare(
     progress: Progress,
     points: Sequence[TracePoint] = (),
     wrong_weights: Container[str] = (),
+    bound: float = parity.FLOAT64_BOUND,
 ) -> Proof:
     """Run a network beside the reference, whatever comes of it.
 
@@ -148,6 +215,7 @@ def compare(
         networks: the network at an output stride, a new one each time.
         points: what to compare; default everything that the plan's table pairs.
         wrong_weights: modules whose difference needs no other explanation.
+        bound: what each layer's float64 error may be.
 
     Raises:
         PortingError: reference.
@@ -155,9 +223,12 @@ def compare(
     points = points or plan.table.points
     progress.start("verifying against TensorFlow", len(points) * len(runs))
     traces = []
+    made: dict[int, nn.Module] = {}  # a run leaves its network as it was
     for run in runs:
         pixels, activations = frames(run)
-        model = networks(run.output_stride)
+        if run.output_stride not in made:
+            made[run.output_stride] = networks(run.output_stride)
+        model = made[run.output_stride]
         lighter = networks(run.output_stride) if run.float32 else None
         traces.append(
             lockstep(
@@ -169,6 +240,7 @@ def compare(
                 float32=lighter,
                 skip=plan.skipped,
                 wrong_weights=wrong_weights,
+                bound=bound,
                 step=progress.step,
             )
         )
@@ -176,9 +248,8 @@ def compare(
 
 
 def network(plan: Plan, state: Mapping[str, Tensor], output_stride: int = 32) -> nn.Module:
-    """The plan's network with a state dict's tensors, strictly."""
-    create = partial(untrained, plan.arch, plan.classes, plan.chain, output_stride=output_stride)
-    return load_network(create, state)
+    """The plan's plain network with a state dict's tensors, strictly."""
+    return PLAIN.network(plan, state, output_stride)
 
 
 def _layer_differs(recognised: Recognised, trace: Trace) -> PortingError:

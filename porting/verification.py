@@ -6,18 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from models.weights import classes_of
+from models.manifest import find_manifest
+from models.weights import classes_of, epsilon_of, is_folded
 from porting import artifact, rules
 from porting.bitwise import Fault, compare_weights
 from porting.errors import Defect, ErrorKind, PortingError
 from porting.findings import layer_of, report
-from porting.manifest import VERIFIED, Manifest, check_chain, manifest_path, merged, read_manifest, versions
+from porting.forms import Form, form_of
+from porting.manifest import VERIFIED, Manifest, check_chain, merged, read_manifest, versions
 from porting.networks import UserNetwork, user_network
 from porting.origins import Progress, Quiet, find
 from porting.plan import Options, Plan, build_plan, fitting_archs
@@ -84,13 +86,10 @@ def verify(
     """
     weights, watch = Path(weights), progress or Quiet()
     state = read_weights_file(weights)
-    manifest = read_manifest(manifest_path(weights))
+    listed = find_manifest(weights)
+    manifest = read_manifest(listed[0]) if listed else None
     digest = check_digest(weights, manifest) if manifest else artifact.file_digest(weights)
-    variant = manifest["variant"] if manifest else {}
-    if variant.get("folded") or variant.get("dtype", "float32") != "float32":
-        raise PortingError(
-            ErrorKind.UNSUPPORTED, weights, [f"a variant that is not verified yet: {variant}"], "Verify the plain file."
-        )
+    form = _form(weights, manifest, state)
     arch = arch or (manifest["arch"] if manifest else None)
     with ExitStack() as stack:
         origin = find(src, arch or "", stack, watch)
@@ -99,27 +98,26 @@ def verify(
         if manifest:
             check_chain(weights, manifest, plan.chain)
         recognised.source.verify_files()
-        theirs = user_network(network, plan, with_counters(state)) if network else None
+        theirs = user_network(network, form.plan(plan), with_counters(state)) if network else None
         recording = stack.enter_context(Recording(Path(trace))) if trace else None
         if recording:
             recording.check(plan.arch, recognised.source.digest())
         reference = origin.reference
         if not weights_only and recording is None and reference is None:
             reference = stack.enter_context(Reference(src, reference_python))
-        arrays = {name: value.numpy() for name, value in state.items()}
-        faults = compare_weights(plan, recognised.source, recognised.contents, arrays)
+        faults = compare_weights(plan, recognised.source, recognised.contents, form.arrays(state), form)
         proof = None
         if not weights_only and not any(math.isinf(fault.error) for fault in faults):
             held_to = recording or reference
             assert held_to is not None
-            proof = _prove(recognised, plan, with_counters(state), held_to, theirs, sizes, faults, watch)
-        notes = []
+            proof = _prove(recognised, plan, form, with_counters(state), held_to, theirs, sizes, faults, watch)
+        notes = list(form.notes())
         if theirs and theirs.unseen:
             notes.append(f"No module of {network} shows these by themselves: {', '.join(theirs.unseen)}.")
         if faults and proof is None and not weights_only:
             notes.append("No layer was run: these weights do not fit the network.")
         found = report(
-            plan,
+            form.plan(plan),
             faults,
             proof,
             source={
@@ -132,20 +130,51 @@ def verify(
                 "file": weights.name,
                 "sha256": digest,
                 "content_digest": artifact.content_digest(state),
-                "variant": variant or {"folded": False, "dtype": "float32", "bn_eps": rules.BATCH_NORM_EPSILON},
+                "variant": form.variant,
             },
             notes=notes,
             versions=versions(proof is not None and recording is None),
             weights_only=weights_only,
         )
-        if found["verdict"] == VERIFIED and proof and manifest and theirs is None:
-            _upgrade(stack, weights, manifest, proof)
-    return Verification(found["verdict"], plan.arch, len(plan.table.rules), tuple(faults), proof, found)
+        if found["verdict"] == VERIFIED and proof and manifest and listed and theirs is None:
+            _upgrade(stack, listed[0], manifest, proof)
+    return Verification(found["verdict"], plan.arch, found["weights"]["parameters"], tuple(faults), proof, found)
+
+
+def _form(weights: Path, manifest: Manifest | None, state: Mapping[str, Tensor]) -> Form:
+    """The form of a file: as its tensors show, and for the epsilon its manifest or its name.
+
+    Raises:
+        PortingError: mismatch, with a manifest that says otherwise; unsupported (several types of weights).
+    """
+    recorded = manifest["variant"] if manifest else {}
+    eps = epsilon_of(weights, None if recorded.get("bn_eps") is None else float(recorded["bn_eps"]))
+    form = form_of(state, eps, is_folded(state))
+    said = {key: recorded.get(key, value) for key, value in form.variant.items()}
+    if said != form.variant:
+        raise PortingError(
+            ErrorKind.MISMATCH,
+            weights,
+            [
+                Defect(f"variant: {key}", str(form.variant[key]), str(said[key]))
+                for key in said
+                if said[key] != form.variant[key]
+            ],
+            "The manifest is another file's: remove it to verify the file as it is.",
+        )
+    mixed = [name for name, value in state.items() if value.dtype is torch.bfloat16 and form.dtype != "bfloat16"]
+    if mixed:
+        raise PortingError(
+            ErrorKind.UNSUPPORTED, weights, [Defect(name, "bfloat16", form.dtype) for name in mixed],
+            "Store all weights in one type.",
+        )  # fmt: skip
+    return form
 
 
 def _prove(
     recognised: Recognised,
     plan: Plan,
+    form: Form,
     state: Mapping[str, Tensor],
     held_to: Reference | Recording,
     theirs: UserNetwork | None,
@@ -158,26 +187,29 @@ def _prove(
     if isinstance(held_to, Recording):
         frames, runs = proof.recorded_frames(held_to)
         name = held_to.reference
+        if form.folded:  # recorded probes entered the batch norms, which are not there
+            runs = [run for run in runs if not run.probe]
     else:
         name = held_to.open(reference_source(recognised, plan)) or reference_name(recognised, plan)
-        frames, runs = proof.reference_frames(held_to), proof_runs(recognised, plan.arch, sizes)
-    wrong = {point.module for fault in faults if (point := layer_of(plan.table, fault.parameter))}
-    compare = partial(proof.compare, plan, frames, reference=name, progress=watch, wrong_weights=wrong)
+        frames, runs = proof.reference_frames(held_to, form.silent(plan)), proof_runs(recognised, plan.arch, sizes)
+    emitted = form.plan(plan)
+    wrong = {point.module for fault in faults if (point := layer_of(emitted.table, fault.parameter))}
     if theirs is None:
-        return compare(networks=partial(proof.network, plan, state), runs=runs)
+        return proof.compare_form(recognised, plan, form, state, frames, runs, name, watch, wrong)
     runs = [run for run in runs if run.output_stride == 32]  # what a factory makes has the stride that it has
-    return compare(networks=lambda _: theirs.create(), runs=runs, points=theirs.points)
+    networks, bound = (lambda _: theirs.create()), form.stored_bound or form.bound
+    return proof.compare(emitted, frames, networks, runs, name, watch, theirs.points, wrong, bound)
 
 
-def _upgrade(stack: ExitStack, weights: Path, manifest: Manifest, proof: Proof) -> None:
-    """Record the proof in the manifest beside the file."""
-    stack.enter_context(artifact.one_writer(weights.absolute().parent))
-    manifest = read_manifest(manifest_path(weights)) or manifest  # another process may have written meanwhile
+def _upgrade(stack: ExitStack, path: Path, manifest: Manifest, proof: Proof) -> None:
+    """Record the proof in the manifest."""
+    stack.enter_context(artifact.one_writer(path.absolute().parent))
+    manifest = read_manifest(path) or manifest  # another process may have written meanwhile
     upgraded = merged({**manifest, "parity": {"verdict": VERIFIED, **proof.summary()}}, manifest)
     if upgraded != manifest:
-        file = stack.enter_context(artifact.temporary_file(weights.absolute().parent))
+        file = stack.enter_context(artifact.temporary_file(path.absolute().parent))
         artifact.write_json(file, upgraded)
-        artifact.publish({manifest_path(weights): file})
+        artifact.publish({path: file})
 
 
 def _plan(weights: Path, recognised: Recognised, state: Mapping[str, Tensor], arch: str | None, ema: bool) -> Plan:

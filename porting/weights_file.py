@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.errors import ModelError
 from porting import artifact
 from porting.errors import Defect, ErrorKind, PortingError
 from porting.manifest import Manifest
@@ -28,6 +29,10 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
         raise PortingError(ErrorKind.MISSING, path, ["no such file"], "Check the path.")
     try:
         loaded: Any = artifact.read_state(path)
+    except ModelError as error:  # of a safetensors file
+        raise PortingError(
+            ErrorKind.CORRUPT, path, [str(error).removeprefix(f"{path}: ")], "Fetch or copy the file again."
+        ) from None
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PortingError(

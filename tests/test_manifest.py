@@ -31,6 +31,7 @@ SCHEMA: dict[str, Any] = {
     "mapped": int,
     "unread": [{"name": str, "reason": str}],
     "parity": {"verdict": str},
+    "notes": [str],
     "files": [{"name": str, "format": str, "bytes": int, "sha256": str}],
     "content_digest": str,
     "versions": dict,

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from porting.errors import ErrorKind, PortingError
 from porting.reference.frames import Activation, Frame, Put, ReadAhead
 
 # Activations read ahead of the comparison, so that the two frameworks overlap without holding more than a few layers.
-READ_AHEAD_BYTES = 128 << 20
+READ_AHEAD_BYTES = 64 << 20
 
 __all__ = ["READ_AHEAD_BYTES", "Activation", "Frame", "Reference", "ReferenceSource", "tensorflow_available"]
 
@@ -131,12 +131,14 @@ class Reference:
         output_stride: int = 32,
         *,
         probe: bool = False,
+        silent: Iterable[str] = (),
         noise: bool = False,
     ) -> Iterator[Frame]:
         """Every activation of the network on an NHWC image, in TensorFlow's order, read ahead a little.
 
         Args:
             probe: each layer passes on `porting.reference.frames.probe` in its output's place.
+            silent: layers that pass on their own output all the same.
             noise: TensorFlow runs in float32 beside, and each frame holds the largest difference.
 
         Raises:
@@ -147,6 +149,7 @@ class Reference:
             "dtype": dtype,
             "output_stride": output_stride,
             "probe": probe,
+            "silent": sorted(silent),
             "noise": noise,
             "shape": image.shape,
             "nbytes": image.nbytes,

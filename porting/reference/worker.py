@@ -7,8 +7,9 @@ A request is one line of JSON, then `nbytes` of payload. Answers are frames of t
 - `{"do": "synthesize", "arch", "seed", "folder"}`: write a synthetic source; the end frame holds its `path`.
 - `{"do": "open", "source": {...}}`: the source that traces will run; the end frame's `reference` says which graph they
   run, where the source has one of its own.
-- `{"do": "trace", "dtype", "output_stride", "probe", "noise", "shape", "nbytes"}` and a float32 NHWC image: every
-  activation, in order. With `probe`, each layer passes on `porting.reference.frames.probe` in its output's place. With
+- `{"do": "trace", "dtype", "output_stride", "probe", "silent", "noise", "shape", "nbytes"}` and a float32 NHWC image:
+  every activation, in order. With `probe`, each layer that is not in `silent` passes on
+  `porting.reference.frames.probe` in its output's place. With
   `noise`, the network runs in float32 beside, and frames hold its largest difference from float64.
 """
 
@@ -19,7 +20,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class Worker:
     def trace(self, request: Mapping[str, Any], payload: bytes) -> dict[str, Any]:
         dtype, stride = request["dtype"], request["output_stride"]
         image = np.frombuffer(payload, np.float32).reshape(request["shape"])
-        probing: bool = request["probe"]
+        probing = _Probing(request["probe"], frozenset(request["silent"]))
 
         size = image.shape[1:3]
         network = self._network(dtype, stride, size)
@@ -127,13 +128,21 @@ class Worker:
         return AlignedXception(self.source["arch"], variable, dtype, output_stride, self.source["classes"] > 0)
 
 
-def _run(network: Network, image: Any, put: Put, probing: bool) -> None:
+class _Probing(NamedTuple):
+    """Whether layers pass on probes, and which ones pass on their own output all the same."""
+
+    wanted: bool
+    silent: frozenset[str]
+
+
+def _run(network: Network, image: Any, put: Put, probing: _Probing) -> None:
     from porting.reference.tensorflow_import import tf
 
     def emit(name: str, tensor: Any) -> Any:
         values = tensor.numpy()
         put(Frame(name, values))
-        return tf.constant(probe(name, values), tensor.dtype) if probing else tensor
+        passes_probe = probing.wanted and name not in probing.silent
+        return tf.constant(probe(name, values), tensor.dtype) if passes_probe else tensor
 
     network(image, emit)
 

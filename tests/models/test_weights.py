@@ -207,7 +207,7 @@ def test_a_changed_file_is_refused_by_its_name_and_by_its_manifest(network: Any,
         ({"labels": ["one"]}, "labels: expected 6, found 1"),
         ({"schema_version": 99}, "schema_version: expected 1, found 99"),
         ({"files": None}, "not a manifest"),
-        ({"variant": {"folded": False, "bn_eps": 1e-5}}, "epsilon: expected 0.001, found 1e-05"),
+        ({"variant": {"folded": False, "bn_eps": -1e-5}}, "bn_eps: expected a positive number, found -1e-05"),
         ({"preprocessing": {"input_size": [3, 0, 4]}}, "not a manifest"),
     ],
 )
