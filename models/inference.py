@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from models.layers import ConvNorm, SeparableConvNorm
 from models.registry import Network
 
-# Two images of 299x299, whose largest maps are 22 MB: processors' last caches, and what the C library keeps for the next
-# allocation (32 MB, glibc's M_MMAP_THRESHOLD), are of that size. A batch of eight is a fifth faster than all at once.
+# Two images of 299x299, whose largest maps have 22 MB: a last cache, and what the C library keeps for further use
+# (32 MB, glibc's M_MMAP_THRESHOLD), are of that size. A batch of eight is a fifth faster than all at once.
 _PIXELS_AT_ONCE = 2 * 299 * 299
 
 
@@ -87,7 +87,8 @@ def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
 def optimize_for_inference(network: Network) -> Network:
     """A copy of `network` for evaluation: batch norms folded, channels last in memory, no gradients.
 
-    The images' memory format does not matter. On the CPU, a batch of large images is computed a few at a time. The copy's state dict is that of the same network with `folded=True`.
+    The images' memory format does not matter. On the CPU, a batch of large images is computed a few at a time. The
+    copy's state dict is that of the same network with `folded=True`.
     """
     fast = copy.deepcopy(network).eval()
     for norm_path, conv_path in conv_before_each_norm(fast).items():

@@ -25,6 +25,7 @@ from models.layers import (
     batch_norm,
     classifier,
     drop_path,
+    in_slices,
     pooling_named,
 )
 
@@ -133,6 +134,7 @@ class Xception(nn.Module):
         self.in_chans = in_chans
         self.folded = folded
         self.grad_checkpointing = False
+        self.pixels_at_once: int | None = None  # see layers.in_slices; set by optimize_for_inference
         self.num_features = self.head_hidden_size = 2048
         self.feature_info: FeatureInfo = select_maps(MAPS, out_indices)
         self.features_only = out_indices is not None
@@ -179,7 +181,8 @@ class Xception(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, (N, 2048, H/32, W/32), after the last ReLU."""
-        return self._run(x, None)
+        check_images(x, self.in_chans, self.smallest_input)
+        return in_slices(lambda part: self._run(part, None), x, self.pixels_at_once)
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """The maps that `feature_info` selects, shallowest first."""

@@ -16,7 +16,16 @@ from torch.utils.checkpoint import checkpoint
 from models.errors import ModelError
 from models.features import FeatureInfo, FeatureMap, check_images, select_maps
 from models.info import MODELS, ModelInfo, Preprocessing
-from models.layers import ConvNorm, GlobalPool, Pooling, SeparableConvNorm, classifier, drop_path, pooling_named
+from models.layers import (
+    ConvNorm,
+    GlobalPool,
+    Pooling,
+    SeparableConvNorm,
+    classifier,
+    drop_path,
+    in_slices,
+    pooling_named,
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,7 @@ class XceptionAligned(nn.Module):
         self.in_chans = in_chans
         self.folded = folded
         self.grad_checkpointing = False
+        self.pixels_at_once: int | None = None  # see layers.in_slices; set by optimize_for_inference
         self.drop_rate = drop_rate
         self.stem = nn.Sequential(ConvNorm(in_chans, 32, 3, 2, folded=folded), ConvNorm(32, 64, 3, folded=folded))
         self.blocks = nn.Sequential()
@@ -178,7 +188,8 @@ class XceptionAligned(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, (N, 2048, H/output_stride, W/output_stride), after the last ReLU."""
-        return self._run(x, None)
+        check_images(x, self.in_chans, self.smallest_input)
+        return in_slices(lambda part: self._run(part, None), x, self.pixels_at_once)
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """The maps that `feature_info` selects, shallowest first."""

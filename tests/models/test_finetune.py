@@ -101,7 +101,7 @@ def test_it_learns_and_its_weights_are_used_as_any(
     epochs = metrics(finished)
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3, 4]
     assert epochs[-1]["val_accuracy"] == 1.0 and epochs[0]["train_accuracy"] < 1.0
-    assert epochs[-1]["train_loss"] < 0.8 * epochs[0]["train_loss"]
+    assert epochs[2]["train_loss"] < 0.6 * epochs[0]["train_loss"]  # then dropped paths add to it
     path = next(finished.glob("*.pth"))
     model: Any = create_model("xception", pretrained=path)
     assert model.labels == ("blue", "green", "red") and model.preprocessing.input_size == (3, 71, 71)

@@ -10,8 +10,9 @@ import torch
 from test_networks import SMALL, randomise
 from torch import nn
 
-from models import create_model, optimize_for_inference
+from models import ModelError, create_model, optimize_for_inference
 from models.inference import conv_before_each_norm, fold_pair
+from models.layers import MaxPoolSame
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -52,3 +53,34 @@ def test_norm_without_scale_or_centre() -> None:
     norm.running_var.uniform_(0.1, 2)
     x = torch.rand(2, 3, 5, 5, dtype=torch.float64)
     torch.testing.assert_close(fold_pair(conv, norm)(x), norm(conv(x)), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_large_batch_is_computed_a_few_images_at_a_time(name: str) -> None:
+    fast: Any = optimize_for_inference(randomise(create_model(name, num_classes=4)).double())
+    sizes: list[int] = []
+    stem = fast.conv1 if name == "xception" else fast.stem
+    stem.register_forward_hook(lambda _module, given, _out: sizes.append(len(given[0])))
+    x = torch.rand(5, 3, 33, 40, dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        expected = fast(x)
+        fast.pixels_at_once = 2 * 33 * 40
+        torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+        assert sizes == [5, 2, 2, 1]
+        fast.pixels_at_once = 1
+        assert fast(x[:2]).shape == (2, 4) and sizes[4:] == [1, 1]
+        assert fast(x[:0]).shape == (0, 4)
+    with pytest.raises(ModelError, match="add the batch dimension"):
+        fast(x[0])
+
+
+def test_both_forms_of_the_pool_are_one_function() -> None:
+    """Outside a graph the pool pads by itself; a wrong side or a zero in the padding would show in negative maps."""
+    pool = MaxPoolSame()
+    for height in (1, 2, 3, 6, 7):
+        for width in (1, 4, 5, 8):
+            x = -torch.rand(2, 3, height, width) - 1
+            padded = nn.functional.pad(x, (width % 2, 1, height % 2, 1), value=float("-inf"))
+            expected = nn.functional.max_pool2d(padded, 3, stride=2)
+            for form in (x, x.contiguous(memory_format=torch.channels_last)):
+                assert torch.equal(pool(form), expected)
