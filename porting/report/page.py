@@ -63,7 +63,7 @@ def render(report: Report) -> str:
         verified=report["verdict"] == schema.VERIFIED,
         tiles=list(_tiles(report)),
         main=[layer for layer in report["layers"] if layer["run"] == 0],
-        faults=list(enumerate(report["faulty"][:FAULTS_MAX], 1)),
+        groups=_groups(report),
         faults_open=FAULTS_OPEN,
         rows_of_faults={number: position for position, number in _flags(report).items()},
         runs=list(_runs(report)),
@@ -158,6 +158,14 @@ def _runs(report: Report) -> Iterator[dict[str, Any]]:
             "failing": differing[:OTHER_LAYERS_MAX],
             "largest": largest[:WORST_LAYERS],
         }
+
+
+def _groups(report: Report) -> list[list[tuple[int, Report]]]:
+    """The numbered faults, those of one cause together, in the order of the first of each."""
+    groups: dict[str, list[tuple[int, Report]]] = {}
+    for number, fault in enumerate(report["faulty"][:FAULTS_MAX], 1):
+        groups.setdefault(fault["cause"], []).append((number, fault))
+    return list(groups.values())
 
 
 def _flags(report: Report) -> dict[int, int]:

@@ -179,7 +179,32 @@ def test_a_long_list_of_faults_is_cut_short_and_says_so() -> None:
     text = page.render(reports.settled(report))
     assert text.count('id="fault-') == page.FAULTS_MAX
     assert "the JSON file beside this page lists all 662" in text
-    assert text.index('id="fault-12"') < text.index("<details>") < text.index('id="fault-13"')
+
+
+def test_faults_of_one_cause_are_one_entry() -> None:
+    report = reports.failed()
+    one, other = report["faulty"][0], report["faulty"][1]
+    report["faulty"] = [one, other, one | {"module": "another"}, one | {"module": "a.third"}]
+    text = page.render(reports.settled(report))
+    assert text.count(f"<h3>{one['cause']}") == 1
+    assert "3 layers" in text and "2 more with this cause" in text
+    assert (
+        text.index('id="fault-1"')
+        < text.index('id="fault-3"')
+        < text.index('id="fault-4"')
+        < text.index('id="fault-2"')
+    )
+
+
+def test_causes_beyond_a_few_are_folded() -> None:
+    report = reports.weights_only()
+    report["weights"]["differing"] = 20
+    fault = reports.failed()["faulty"][1]
+    report["faulty"] = [fault | {"cause": f"scaled by {number}"} for number in range(20)]
+    text = page.render(reports.settled(report))
+    first, last = page.FAULTS_OPEN, page.FAULTS_OPEN + 1
+    assert text.index(f'id="fault-{first}"') < text.index("<details>") < text.index(f'id="fault-{last}"')
+    assert f"{20 - page.FAULTS_OPEN} more causes" in text
 
 
 def test_a_report_with_a_single_layer_and_no_noise_is_drawn() -> None:
