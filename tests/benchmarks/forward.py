@@ -1,6 +1,6 @@
 """Images a second of one network, side by side: timm, ours in each form, ONNX Runtime, OpenVINO, and the floor.
 
-    python tests/benchmarks/forward.py [--arch NAME] [--rounds 7] [--batches 1 8] [--no-compile] [--training] [--busy]
+    python tests/benchmarks/forward.py [--arch NAME] [--batches 1 8] [--only NAME ...] [--training] ...
 
 At 299x299 in float32 with two threads. Every round runs every case in turn, so that a disturbance strikes all of them;
 a figure is the median of the rounds. The floor is the time that the network's multiplications take at the rate of a
@@ -134,12 +134,12 @@ def _floor() -> Run:
     return _frozen(lambda: torch.mm(a, b, out=out))
 
 
-def forward_cases(arch: str, compiled: bool, folder: Path) -> list[Case]:
+def forward_cases(arch: str, folder: Path) -> list[Case]:
     """Every way to run a forward pass; all but timm's run the same weights."""
     ours = _prepared(arch)
     fast = optimize_for_inference(ours)
     folded = copy.deepcopy(fast).to(memory_format=torch.contiguous_format)
-    cases = [
+    return [
         Case("timm eager", lambda x: _eager(_timm(arch).eval(), x)),
         Case("ours eager", lambda x: _eager(ours, x)),
         Case("ours folded", lambda x: _eager(folded, x)),
@@ -149,7 +149,6 @@ def forward_cases(arch: str, compiled: bool, folder: Path) -> list[Case]:
         Case("OpenVINO", lambda x: _openvino(folded, x, folder)),
         Case("floor", lambda _: _floor()),
     ]
-    return [case for case in cases if compiled or "compile" not in case.name]
 
 
 def training_cases(arch: str) -> list[Case]:
@@ -185,13 +184,11 @@ def measure(cases: Sequence[Case], x: Tensor, rounds: int, clock: Callable[[], f
         except ModuleNotFoundError as error:
             print(f"{case.name}: left out: {error}", file=sys.stderr)
             continue
-        for _ in range(2):  # warm up: packing, compiling, allocating
-            runs[case.name]()
+        runs[case.name]()  # packing, compiling, allocating
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             time.sleep(PAUSE)
-            run()  # caches
             began = clock()
             run()
             seconds[name].append(clock() - began)
@@ -215,7 +212,7 @@ def main() -> None:
     parser.add_argument("--arch", default="xception65")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose names hold one of these, and the first")
     parser.add_argument("--training", action="store_true")
     parser.add_argument("--busy", action="store_true")
     arguments = parser.parse_args()
@@ -225,12 +222,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for batch in arguments.batches:
             x = torch.rand(batch, 3, SIZE, SIZE) * 2 - 1
-            training = arguments.training
-            cases = (
-                training_cases(arguments.arch)
-                if training
-                else forward_cases(arguments.arch, not arguments.no_compile, Path(folder))
+            every = (
+                training_cases(arguments.arch) if arguments.training else forward_cases(arguments.arch, Path(folder))
             )
+            first, *others = every
+            cases = [first, *(case for case in others if any(part in case.name for part in arguments.only))]
             print(table(measure(cases, x, arguments.rounds, clock), batch, gmacs), flush=True)
 
 
