@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from porting.errors import ErrorKind, PortingError
+from porting.sources.base import sha256
 
 if TYPE_CHECKING:  # torch is loaded by what needs it: a trace is written where there may be none
     from torch import Tensor
@@ -39,12 +40,7 @@ def content_digest(state: Mapping[str, Tensor]) -> str:
 
 def file_digest(path: Path) -> str:
     """sha256 of a file, as `sha256sum` prints it."""
-    total = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            total.update(buffer[:count])
-    return total.hexdigest()
+    return sha256([path])
 
 
 def prepare_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,15 +97,7 @@ class TensorSource(ABC):
 
     def digest(self) -> str:
         """sha256 over the bytes of `files()` in order: for one file, what `sha256sum` prints."""
-        import hashlib  # loads OpenSSL, which listing does not need
-
-        total = hashlib.sha256()
-        buffer = memoryview(bytearray(1 << 20))
-        for path in self.files():
-            with path.open("rb", buffering=0) as file:
-                while count := file.readinto(buffer):
-                    total.update(buffer[:count])
-        return total.hexdigest()
+        return sha256(self.files())
 
     def close(self) -> None:  # noqa: B027 - nothing to release is the common case
         """Release files, processes and temporary folders; safe to call twice."""
@@ -118,6 +110,19 @@ class TensorSource(ABC):
 
 
 Opener = Callable[[Path], TensorSource]
+
+
+def sha256(paths: Iterable[Path]) -> str:
+    """sha256 over the bytes of files in order; for one file, what `sha256sum` prints."""
+    import hashlib  # loads OpenSSL, which listing does not need
+
+    total = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                total.update(buffer[:count])
+    return total.hexdigest()
 
 
 def open_file(path: Path) -> int:

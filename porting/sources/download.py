@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from porting.errors import Defect, ErrorKind, PortingError, corrupt
+from porting.sources.base import sha256
 from porting.sources.official import OfficialSource, official
 from porting.sources.transfer import Retry, Transfer, by_hand, check_url, transfer
 
@@ -134,7 +135,7 @@ def _check(file: Path, wanted: OfficialSource, digest_file: Path, remedy: str, s
         raise corrupt(shown or file, "size", f"{size} bytes", f"{wanted.bytes} bytes", remedy)
     if size == 0:
         raise corrupt(shown or file, "size", "0 bytes", "weights", remedy)
-    found = _sha256(file)
+    found = sha256([file])
     if wanted.sha256 is not None:
         if found != wanted.sha256:
             raise corrupt(shown or file, "sha256", found, wanted.sha256, remedy)
@@ -150,12 +151,3 @@ def _check(file: Path, wanted: OfficialSource, digest_file: Path, remedy: str, s
             ErrorKind.CORRUPT, shown or file, [Defect("sha256", found, f"{kept}, as when it was first fetched")],
             f"If the publisher is known to have replaced it, delete {digest_file}.",
         )  # fmt: skip
-
-
-def _sha256(path: Path) -> str:
-    total = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            total.update(buffer[:count])
-    return total.hexdigest()
