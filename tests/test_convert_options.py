@@ -217,7 +217,7 @@ def test_a_verdict_is_raised_and_never_lowered(variant: Callable[[str], Path], t
     last, same, later = run(verify=False)
     assert (last.path, same) == (first.path, inode)
     assert later == parity
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".pth"]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".json", ".pth"]  # and the proof's report
 
     # A damaged file under the name is replaced by what the name says; its verdict belongs to the content, and stays.
     data = bytearray(first.path.read_bytes())

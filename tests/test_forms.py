@@ -304,7 +304,7 @@ def test_stored_types(case: Callable[[str], Case], form: Form) -> None:
         assert value.dtype is (torch.int64 if name.endswith("tracked") else getattr(torch, form.dtype)), name
         assert torch.equal(value, exact[name].to(value.dtype))
     trace = right.trace(form, state)
-    assert trace.passed and 1e-5 < trace.worst.error < STORED_BOUNDS[form.dtype] / 3
+    assert trace.passed and 1e-5 < trace.worst.error < STORED_BOUNDS[form.dtype] / 10
     conv, norm, _ = PLACES["xception41"]
     assert right.faults(form, state, conv, norm) == {}
     name = f"{conv}.weight"
@@ -313,22 +313,3 @@ def test_stored_types(case: Callable[[str], Case], form: Form) -> None:
     assert list(right.faults(form, {**state, name: off}, conv, norm)) == [name]
     assert form_of(state, 1e-3, form.folded) == form
     assert form_of({**state, name: off.float()}, 1e-3, form.folded).dtype == "float32"
-
-
-def test_overflow_is_refused(case: Callable[[str], Case]) -> None:
-    right = case("xception41")
-    state = dict(right.state)
-    name = "blocks.5.stack.conv1.bn_pw.running_var"
-    state[name] = state[name].clone()
-    state[name][3] = 7e4
-    half = Form(dtype="float16")
-    with pytest.raises(PortingError, match=r"expected values up to 65504, .*found 1 beyond it") as caught:
-        half.check(right.plan, right.contents, half.apply("xception41", state))
-    assert caught.value.kind is ErrorKind.UNSUPPORTED and name in str(caught.value)
-    wide = Form(dtype="bfloat16")
-    wide.check(right.plan, right.contents, wide.apply("xception41", state))
-
-
-def test_names_of_forms() -> None:
-    forms = [PLAIN, FOLDED, OTHER, Form(bn_eps=2.5e-4), Form(True, "float16"), Form(dtype="bfloat16", bn_eps=0.01)]
-    assert [form.suffix for form in forms] == ["", "_folded", "_eps1e-5", "_eps2.5e-4", "_folded_fp16", "_eps1e-2_bf16"]

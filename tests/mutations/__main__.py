@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from porting.forms import Form
 from porting.reference import Reference
 from porting.rules import ARCHS
 from tests.mutations.case import Case, make_case
 from tests.mutations.examine import Outcome, examine
+from tests.mutations.folds import fold_mutants
 from tests.mutations.networks import NetworkMutant, network_mutants
 from tests.mutations.weights import WeightMutant, weight_mutants
 
@@ -32,13 +34,25 @@ def sample(case: Case, count: int | None, seed: int) -> list[WeightMutant | Netw
     return picked + [weights[i] for i in random.permutation(len(weights))[: count - few]]
 
 
+def folds(case: Case, count: int | None, seed: int) -> list[WeightMutant]:
+    """A seeded sample of a folded network's mutants; all for None."""
+    mutants = list(fold_mutants(case))
+    random = np.random.Generator(np.random.PCG64([seed, len(mutants)]))
+    return mutants if count is None else [mutants[i] for i in random.permutation(len(mutants))[:count]]
+
+
 def run(arch: str, count: int | None, seed: int) -> list[Outcome]:
+    few = None if count is None else count // 5
     with tempfile.TemporaryDirectory() as folder, Reference(arch) as reference:
         source = reference.synthesize(arch, seed, Path(folder))
-        case = make_case(arch, source, reference)
-    mutants = sample(case, count, seed)
+        plain = make_case(arch, source, reference)
+        folded = make_case(arch, source, reference, Form(folded=True))
+    mutants: list[tuple[Case, WeightMutant | NetworkMutant]] = [
+        *((plain, mutant) for mutant in sample(plain, None if count is None else count - (few or 0), seed)),
+        *((folded, mutant) for mutant in folds(folded, few, seed)),
+    ]
     outcomes = []
-    for done, mutant in enumerate(mutants, 1):
+    for done, (case, mutant) in enumerate(mutants, 1):
         outcomes.append(examine(case, mutant))
         if sys.stderr.isatty() and done % 20 == 0:
             print(f"\r{arch}: {done} of {len(mutants)}", end="", file=sys.stderr)

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models import create_model
-from porting.lockstep import load_network, lockstep
+from porting.forms import PLAIN, Form
+from porting.lockstep import lockstep
 from porting.origins import Quiet
 from porting.parity import Trace
-from porting.pipeline import read_weights
 from porting.plan import Options, Plan, build_plan
 from porting.recognition import recognise, reference_source
 from porting.reference import Reference
@@ -27,6 +25,7 @@ from porting.reference.frames import Frame
 from porting.rules import KERAS_ARCH, Rule, TracePoint
 from porting.runs import Run, image
 from porting.sources import open_source
+from porting.state_dict import read_weights
 
 Array = npt.NDArray[Any]
 
@@ -68,6 +67,8 @@ class Case:
     networks: dict[int, nn.Module]  # float64, by output stride
     parts: dict[int, list[Part]]
     frames: dict[Run, dict[str, Frame]]
+    form: Form = PLAIN
+    plain: Mapping[str, Array] = field(default_factory=dict)  # as ported, before the form is made of them
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -78,7 +79,14 @@ class Case:
         frames = [self.frames[run][point.name] for point in part.points]
         skip = self.plan.skipped if part.points[-1].name == self.plan.table.points[-1].name else 0
         trace = lockstep(
-            part.module, part.points, part.inputs[run], iter(frames), run, skip=skip, wrong_weights=wrong_weights
+            part.module,
+            part.points,
+            part.inputs[run],
+            iter(frames),
+            run,
+            skip=skip,
+            wrong_weights=wrong_weights,
+            bound=self.form.bound,
         )
         layers = tuple(replace(layer, module=part.path(layer.module)) for layer in trace.layers)
         return replace(trace, layers=layers)
@@ -87,24 +95,30 @@ class Case:
         return self.plan.table.rules
 
 
-def make_case(arch: str, source_path: Path, reference: Reference) -> Case:
-    """Port a synthetic source, and keep what TensorFlow computes with it."""
+def make_case(arch: str, source_path: Path, reference: Reference, form: Form = PLAIN) -> Case:
+    """Port a synthetic source in a form, and keep what TensorFlow computes with it."""
     with open_source(source_path) as source:
         recognised = recognise(source)
         plan = build_plan(recognised.contents, arch, Options())
-        state = read_weights(plan, source, recognised.contents, Quiet())
+        plain = read_weights(plan, source, recognised.contents, Quiet())
         reference.open(reference_source(recognised, plan))
+    state, silent = form.apply(arch, plain), form.silent(plan)
+    own = {key: _own(value) for key, value in state.items()}
     runs = [run for run in RUNS if run.output_stride == 32 or arch != KERAS_ARCH]
-    case = Case(arch, plan, {key: value.numpy() for key, value in state.items()}, {}, {}, {})
+    case = Case(arch, form.plan(plan), _arrays(state), {}, {}, {}, form, _arrays(plain))
     for stride in sorted({run.output_stride for run in runs}):
-        create = partial(create_model, arch, num_classes=plan.classes, output_stride=stride)
-        case.networks[stride] = load_network(create, {key: _own(value) for key, value in state.items()})
-        case.parts[stride] = list(_parts(arch, case.networks[stride], plan.table.points))
+        case.networks[stride] = form.network(plan, own, stride)
+        case.parts[stride] = list(_parts(arch, case.networks[stride], case.plan.table.points))
     for run in runs:
-        frames = reference.trace(image(*run.size), output_stride=run.output_stride, probe=run.probe)
+        stride = run.output_stride
+        frames = reference.trace(image(*run.size), output_stride=stride, probe=run.probe, silent=silent)
         case.frames[run] = {frame.name: frame for frame in frames}
         _keep_inputs(case, run)
     return case
+
+
+def _arrays(state: Mapping[str, Tensor]) -> dict[str, Array]:
+    return {key: value.numpy() for key, value in state.items()}
 
 
 def _own(value: Tensor) -> Tensor:
@@ -142,7 +156,15 @@ def _keep_inputs(case: Case, run: Run) -> None:
 
             stack.callback(module.register_forward_pre_hook(keep).remove)
         frames = iter(case.frames[run].values())
-        trace = lockstep(network, case.plan.table.points, image(*run.size), frames, run, skip=case.plan.skipped)
+        trace = lockstep(
+            network,
+            case.plan.table.points,
+            image(*run.size),
+            frames,
+            run,
+            skip=case.plan.skipped,
+            bound=case.form.bound,
+        )
     assert trace.passed, trace.faulty
 
 
