@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 import porting
 from models import create_model
 from porting import PortingError, terminal, verification
+from porting.reference import Reference, ReferenceSource
 from porting.report import schema
 from porting.tracing import trace
 from porting.verification import verify
@@ -245,6 +247,23 @@ def test_a_trace_file_stands_in_for_tensorflow(
     assert failed.verdict == "failed"
     assert failed.proof is not None
     assert {layer.module for t in failed.proof.traces for layer in t.faulty} == {POINTWISE.removesuffix(".weight")}
+
+
+def test_tensorflow_may_live_under_another_python(tmp_path: Path) -> None:
+    """A stand-in that notes its use and becomes this one."""
+    python, used = tmp_path / "python", tmp_path / "used"
+    python.write_text(f'#!/bin/sh\ntouch "{used}"\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    with Reference("x", str(python)) as reference:
+        assert reference.open(ReferenceSource("checkpoint", "x", "xception41", 0)) == ""  # it answers
+    assert used.exists()
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", "/"])
+def test_a_python_that_cannot_be_run_is_one_error(python: str) -> None:
+    with pytest.raises(PortingError, match="cannot be run") as caught:
+        Reference("x", python)
+    assert caught.value.kind is porting.ErrorKind.MISSING
 
 
 def test_cadene_names_and_files_without_counters(ported: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
