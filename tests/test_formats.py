@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from models import ModelError, create_model, read_weights
-from porting import PortingError, PortResult, artifact, formats, port, proof
+from porting import PortingError, PortResult, artifact, formats, port, proof, verification
 from porting.convert import main
 from porting.errors import ErrorKind
 from porting.forms import Form
@@ -46,7 +46,8 @@ def ported(synthetic_source: Source, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def few_runs(monkeypatch: pytest.MonkeyPatch, one_reference: None) -> None:
     runs = [Run((33, 40), float32=True), Run((34, 31)), Run((31, 33), probe=True)]
-    monkeypatch.setattr(proof, "proof_runs", lambda *_: runs)
+    for module in (proof, verification):
+        monkeypatch.setattr(module, "proof_runs", lambda *_: runs)
 
 
 # --- proved -----------------------------------------------------------------------------------------------------------
