@@ -192,7 +192,8 @@ def _layerwise_float64(model: nn.Module) -> Iterator[None]:
 
     def widen(module: nn.Module, _inputs: Any) -> None:
         kept[module] = []
-        for holder in (module._parameters, module._buffers):
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for holder in holders:
             for name, value in holder.items():
                 if value is not None and value.is_floating_point():
                     kept[module].append((holder, name, value))

@@ -97,13 +97,15 @@ def test_the_image_is_the_same_everywhere(size: tuple[int, int]) -> None:
 
 
 def test_a_probe_is_dense_signed_and_the_same_on_both_sides() -> None:
-    like = np.random.default_rng(0).normal(0, 37.0, (1, 7, 5, 16))
+    like = np.random.default_rng(0).normal(0, 0.037, (1, 7, 5, 16))
     found = probe("layer", like)
     np.testing.assert_array_equal(found, probe("layer", like.copy()))
     assert np.all(found != 0)
     assert 0.3 < (found < 0).mean() < 0.7
     assert 0.25 < np.abs(found).max() / np.abs(like).max() < 4  # of the activation's own scale
     assert not np.array_equal(found, probe("another", like))
+    np.testing.assert_array_equal(probe("layer", 1e6 * like), probe("layer", 1e3 * like))  # it does not grow
+    assert 0.9 < probe("layer", 1e6 * like).std() < 1.1
 
 
 def test_a_probe_of_what_a_relu_gave_is_what_a_relu_can_give() -> None:

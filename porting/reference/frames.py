@@ -85,12 +85,13 @@ class ReadAhead:
 def probe(name: str, like: Activation) -> Activation:
     """Dense random numbers to pass on in an activation's place, the same in both frameworks.
 
-    Normal, of the activation's own scale, and drawn from its name and shape; non-negative where the activation is, so
-    that what a ReLU gave stays what a ReLU can give, and a second ReLU after it stays the identity that it is.
+    Normal, of the activation's own scale but of deviation 1 at most (else scales would grow from layer to layer until
+    biases no longer mattered), and drawn from its name and shape; non-negative where the activation is, so that what a
+    ReLU gave stays what a ReLU can give, and a second ReLU after it stays the identity that it is.
     """
     random = np.random.Generator(np.random.PCG64([zlib.crc32(name.encode()), *like.shape]))
     values = random.standard_normal(like.shape)
     largest = float(max(like.max(), -like.min())) if like.size else 0.0
     if largest > 0 and math.isfinite(largest):
-        values *= 2.0 ** (round(math.log2(largest)) - 2)  # a normal sample's largest is about four deviations
+        values *= 2.0 ** min(round(math.log2(largest)) - 2, 0)  # a normal sample's largest is about four deviations
     return np.abs(values) if like.size and like.min() >= 0 else values

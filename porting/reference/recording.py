@@ -147,10 +147,11 @@ class Recording:
         Raises:
             PortingError: corrupt, where values do not have their checksum; from the iterator too.
         """
-        image, *others = self.entries[index] or [None]
-        if image is None or image.name != IMAGE:
-            raise corrupt(self.path, f"run {index}", image.name if image else "nothing", "its image first")
-        return self._values(image, np.dtype("<f4")), self._frames(others)
+        entries = self.entries[index]
+        first = entries[0].name if entries else "nothing"
+        if first != IMAGE:
+            raise corrupt(self.path, f"run {index}", first, "its image first")
+        return self._values(entries[0], np.dtype("<f4")), self._frames(entries[1:])
 
     def _frames(self, entries: Sequence[_Entry]) -> Iterator[Frame]:
         for entry in entries:
