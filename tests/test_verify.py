@@ -21,14 +21,11 @@ from porting.report import schema
 from porting.tracing import trace
 from porting.verification import verify
 from porting.verify import main
+from tests.weight_faults import FAULTS, NORM, POINTWISE, State
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 
-State = dict[str, torch.Tensor]
 SMALL = [(75, 86)]
-DEPTHWISE = "blocks.3.stack.conv2.conv_dw.weight"
-POINTWISE = "blocks.4.stack.conv1.conv_pw.weight"
-NORM = "blocks.5.stack.conv1.bn_pw"
 
 
 @pytest.fixture(scope="module")
@@ -49,80 +46,6 @@ def ported(
 def aligned(ported: Callable[[str], tuple[Path, Path]]) -> tuple[Path, State]:
     source, path = ported("xception41")
     return source, torch.load(path, weights_only=True)
-
-
-def swap(state: State, one: str, other: str) -> None:
-    state[one], state[other] = state[other], state[one]
-
-
-def change(state: State, name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    state[name] = function(state[name]).contiguous()
-
-
-def nudge(state: State) -> None:
-    state[POINTWISE] = state[POINTWISE].clone()
-    state[POINTWISE].view(-1)[12345] *= 1 + 1e-3
-
-
-FAULTS: dict[str, tuple[Callable[[State], object], dict[str, str]]] = {
-    "mean and variance swapped": (
-        lambda s: swap(s, f"{NORM}.running_mean", f"{NORM}.running_var"),
-        {
-            f"{NORM}.running_mean": "holds moving_variance of the same layer",
-            f"{NORM}.running_var": "holds moving_mean of the same layer",
-        },
-    ),
-    "gamma and beta swapped": (
-        lambda s: swap(s, f"{NORM}.weight", f"{NORM}.bias"),
-        {f"{NORM}.weight": "holds beta of the same layer", f"{NORM}.bias": "holds gamma of the same layer"},
-    ),
-    "kernels exchanged": (
-        lambda s: swap(s, DEPTHWISE, DEPTHWISE.replace("conv2", "conv3")),
-        {
-            DEPTHWISE: "exchanged: holds xception_41/middle_flow/block1/unit_1/xception_module/"
-            "separable_conv3_depthwise/depthwise_weights",
-            DEPTHWISE.replace("conv2", "conv3"): "exchanged: holds xception_41/middle_flow/block1/unit_1/"
-            "xception_module/separable_conv2_depthwise/depthwise_weights",
-        },
-    ),
-    "flipped": (lambda s: change(s, DEPTHWISE, lambda x: x.flip(2, 3)), {DEPTHWISE: "kernel flipped spatially"}),
-    "transposed": (lambda s: change(s, DEPTHWISE, lambda x: x.mT), {DEPTHWISE: "kernel transposed spatially"}),
-    "inputs and outputs": (
-        lambda s: change(s, POINTWISE, lambda x: x.transpose(0, 1)),
-        {POINTWISE: "inputs and outputs exchanged"},
-    ),
-    "negated": (lambda s: change(s, POINTWISE, torch.neg), {POINTWISE: "negated"}),
-    "zeroed": (lambda s: change(s, POINTWISE, torch.zeros_like), {POINTWISE: "all zero"}),
-    "scaled": (lambda s: change(s, POINTWISE, lambda x: x * 1.25), {POINTWISE: "scaled by 1.25"}),
-    "scaled a little": (
-        lambda s: change(s, f"{NORM}.weight", lambda x: x * (1 + 1e-4)),
-        {f"{NORM}.weight": "scaled by 1.0001"},
-    ),
-    "epsilon folded into the variance": (
-        lambda s: change(s, f"{NORM}.running_var", lambda x: x + (1e-3 - 1e-5)),
-        {f"{NORM}.running_var": "offset by 0.00099"},
-    ),
-    "one element": (nudge, {POINTWISE: "1 of 529984 values differ"}),
-    "half precision": (
-        lambda s: change(s, POINTWISE, lambda x: x.half().float()),
-        {POINTWISE: "lost precision: rounded to float16"},
-    ),
-    "bfloat16": (
-        lambda s: change(s, POINTWISE, lambda x: x.bfloat16().float()),
-        {POINTWISE: "lost precision: rounded to bfloat16"},
-    ),
-    "another type": (lambda s: change(s, POINTWISE, torch.Tensor.double), {POINTWISE: "stored as float64"}),
-    "not finite": (
-        lambda s: change(s, f"{NORM}.bias", lambda x: x.index_fill(0, torch.tensor([3]), torch.nan)),
-        {f"{NORM}.bias": "not finite"},
-    ),
-    "class offset": (
-        lambda s: change(s, "head.fc.bias", lambda x: x.roll(1)),
-        {"head.fc.bias": "shifted by one output (a class offset)"},
-    ),
-    "missing": (lambda s: s.pop(POINTWISE), {POINTWISE: "missing"}),
-    "extra": (lambda s: s.update(mystery=torch.ones(2)), {"mystery": "not part of the network"}),
-}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
