@@ -108,7 +108,7 @@ def same_shape(found: tuple[int, ...], padded: npt.NDArray[Any]) -> bool:
 
 
 def logits_of(process: Reference, arch: str, size: int, dtype: str) -> Activation:
-    *_, (_, logits) = process.trace(recipe.image(seed(arch), size, size), dtype=dtype)
+    *_, (_, logits, _) = process.trace(recipe.image(seed(arch), size, size), dtype=dtype)
     assert logits.dtype == dtype
     return logits[0]
 
@@ -125,7 +125,7 @@ def test_every_endpoint_and_the_logits(reference: tuple[str, Reference]) -> None
     names = activation_names(arch, endpoints)
     found = {}
     last = np.empty(0)
-    for name, values in process.trace(recipe.image(seed(arch), 299, 299), dtype=dtype):
+    for name, values, _ in process.trace(recipe.image(seed(arch), 299, 299), dtype=dtype):
         if name in names.values():
             found[name] = (values.shape, statistics(values))
         last = values
@@ -158,7 +158,7 @@ def test_logits_of_the_deeper_networks(reference: tuple[str, Reference]) -> None
 def features_error(process: Reference, arch: str, key: str, output_stride: int, feature: str) -> float:
     data = golden(arch)
     trace = process.trace(recipe.image(seed(arch), 193, 257), dtype="float32", output_stride=output_stride)
-    values = dict(item for item in trace if item[0] == feature)[feature]
+    values = {frame.name: frame.values for frame in trace if frame.name == feature}[feature]
     assert values.shape == unpadded(data[f"{key}_shape"])
     by_statistics = error(statistics(values), data[f"{key}_stats"], scale=data[f"{key}_stats"][2])
     by_channel = error(values.mean((0, 1, 2), dtype=np.float64), data[f"{key}_mean"])
@@ -196,7 +196,7 @@ for epsilon in (aligned.EPSILON, 1e-5):
     aligned.EPSILON = epsilon
     kept = {}
     network = aligned.AlignedXception("xception41", variable, "float32")
-    network(recipe.image(int(sys.argv[2]), 224, 224), kept.__setitem__)
+    network(recipe.image(int(sys.argv[2]), 224, 224), lambda name, tensor: kept.setdefault(name, tensor))
     results.append(kept["xception_41/logits"].numpy()[0])
 np.save(sys.argv[3], results)
 """

@@ -97,6 +97,7 @@ class Reference:
             require_tensorflow(file)
         self.file = file
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self.tracing = False
         root = str(Path(__file__).resolve().parents[2])
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
@@ -155,6 +156,7 @@ class Reference:
             "nbytes": image.nbytes,
         }
         self._send(request, np.ascontiguousarray(image).data.cast("B"))
+        self.tracing = True
         return iter(ReadAhead(lambda put: self._frames(np.dtype(dtype), put), READ_AHEAD_BYTES))
 
     def _frames(self, dtype: np.dtype[Any], put: Put) -> None:
@@ -162,8 +164,11 @@ class Reference:
             buffer = bytearray(header["nbytes"])
             self._fill(memoryview(buffer))
             put(Frame(header["name"], np.frombuffer(buffer, dtype).reshape(header["shape"]), header.get("noise")))
+        self.tracing = False
 
     def _send(self, request: Mapping[str, Any], payload: memoryview | None = None) -> None:
+        if self.tracing:  # its process would wait for a reader, and this one for its process
+            raise RuntimeError("the last trace was not read to its end")
         stream = self._stream(self.process.stdin)
         try:
             stream.write(json.dumps(request).encode() + b"\n")
@@ -185,6 +190,7 @@ class Reference:
             raise self._gone()
         header: dict[str, Any] = json.loads(line)
         if "error" in header:
+            self.tracing = False
             raise self._failed(header["error"])
         return header
 
