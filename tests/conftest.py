@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,8 +15,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from porting import pipeline, tracing, verification
+from porting import pipeline, proof, tracing, verification
+from porting.recognition import Recognised
 from porting.reference import Reference
+from porting.runs import Run, proof_runs
 from tests.checkpoint_writer import write_variants
 
 torch.set_num_threads(2)
@@ -28,12 +30,19 @@ def _kept_reference() -> Iterator[Reference]:
         yield reference
 
 
+def _few_runs(recognised: Recognised, arch: str, sizes: Sequence[tuple[int, int]] = ()) -> list[Run]:
+    runs = proof_runs(recognised, arch, sizes)
+    return runs if sizes else [runs[0], runs[1], runs[-1]]
+
+
 @pytest.fixture
 def one_reference(_kept_reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ports and verifications of this test share the session's TensorFlow, whose start costs more than most proofs.
 
-    test_convert and test_emission start and end it as users do.
+    test_convert and test_emission start and end it as users do, and make every run of a proof; here three will do.
     """
+    for prover in (proof, verification):
+        monkeypatch.setattr(prover, "proof_runs", _few_runs)
     for module in (pipeline, verification, tracing):
         monkeypatch.setattr(module, "Reference", lambda *_: nullcontext(_kept_reference))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import porting
-from porting import PortingError, recognition
+from porting import PortingError, runs
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 
@@ -24,7 +24,7 @@ DEEPLAB = "DeepLab's aligned Xception on TensorFlow ops, float64"
 @pytest.fixture(autouse=True)
 def small_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The container is what is tested here; test_convert proves every network at 299."""
-    monkeypatch.setattr(recognition, "DEFAULT_SIZE", (75, 86))
+    monkeypatch.setattr(runs, "DEFAULT_SIZE", (75, 86))
 
 
 @pytest.fixture(scope="module")
