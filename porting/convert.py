@@ -123,7 +123,7 @@ def _summarise(result: PortResult) -> None:
             f"  worst      {worst['layer']}: {worst['error']:.2g} of its largest value (bound {proof['bound']:.0e})"
         )
         times = lighter["error"] / lighter["noise"] if lighter["noise"] else 0.0
-        terminal.note(f"  float32    {lighter['layer']}: {times:.2g} times TensorFlow's own error (bound 4)")
+        terminal.note(f"  float32    {lighter['layer']}: {times:.2g} times TensorFlow's own error")
     elif proof["verdict"] == "verified":
         terminal.note("  verified   not in this run, but an earlier one proved this very file")
     else:

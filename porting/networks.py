@@ -49,7 +49,7 @@ def user_network(spec: str, plan: Plan, state: Mapping[str, Tensor]) -> UserNetw
             raise _unusable(spec, f"cannot be called: {error}", "to be called with nothing, or num_classes") from None
         if not isinstance(model, nn.Module):
             raise _unusable(spec, f"gives a {type(model).__name__}", "a torch.nn.Module")
-        names = {ours: theirs for theirs, ours in OTHER_NAMES.items() if hasattr(model, theirs)}
+        names = _other_names(model)
         own = {_renamed(key, names): value for key, value in state.items()}
         try:
             model.load_state_dict(own, strict=True)
@@ -58,7 +58,7 @@ def user_network(spec: str, plan: Plan, state: Mapping[str, Tensor]) -> UserNetw
         return model.float().eval()
 
     model = create()
-    names = {ours: theirs for theirs, ours in OTHER_NAMES.items() if hasattr(model, theirs)}
+    names = _other_names(model)
     points, unseen = _visible(model, [replace(p, module=_renamed(p.module, names)) for p in plan.table.points])
     if not points or points[-1].name != plan.table.points[-1].name:
         raise _unusable(spec, f"has no module {plan.table.points[-1].module}", "one that gives the network's output")
@@ -89,6 +89,11 @@ def _takes_classes(factory: Callable[..., Any]) -> bool:
     except ValueError:
         return False
     return any(p.name == "num_classes" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _other_names(model: nn.Module) -> dict[str, str]:
+    """This project's names of modules to the network's own, where they differ."""
+    return {ours: theirs for theirs, ours in OTHER_NAMES.items() if hasattr(model, theirs)}
 
 
 def _renamed(key: str, names: Mapping[str, str]) -> str:

@@ -247,11 +247,6 @@ def compare(
     return Proof(tuple(traces), reference)
 
 
-def network(plan: Plan, state: Mapping[str, Tensor], output_stride: int = 32) -> nn.Module:
-    """The plan's plain network with a state dict's tensors, strictly."""
-    return PLAIN.network(plan, state, output_stride)
-
-
 def _layer_differs(recognised: Recognised, trace: Trace) -> PortingError:
     wrong = trace.faulty[0]
     where = f"{wrong.layer} (PyTorch {wrong.module}) at {trace.run}, index {list(wrong.index)}"

@@ -21,10 +21,11 @@ from models import ModelError, create_model
 from models.heads import apply_activation, build_chain, read_chain
 from porting import PortingError, PortResult, port
 from porting.errors import ErrorKind
+from porting.forms import PLAIN
 from porting.origins import Quiet
 from porting.parity import Run
 from porting.plan import Options, Plan, build_plan
-from porting.proof import Proof, compare, network, reference_frames
+from porting.proof import Proof, compare, reference_frames
 from porting.recognition import recognise, reference_source
 from porting.reference import Reference
 from porting.sources import open_source
@@ -70,7 +71,7 @@ def proved(written: Path, _kept_reference: Reference) -> Iterator[Callable[..., 
             state = torch.load(result.path, weights_only=True)
 
             def networks(_: int) -> nn.Module:
-                made: Any = network(plan, state)
+                made: Any = PLAIN.network(plan, state)
                 if change:
                     change(made.fc)
                 return made  # type: ignore[no-any-return]
