@@ -18,6 +18,7 @@ LONG_FILES = {
     "tests/models/test_networks.py": "one subject: what a built network offers, from heads and maps to timm beside it",
 }
 RULES = {"porting.rules", "porting.keras_rules", "porting.tables"}  # they know of nothing but each other
+TRANSFER = {"models.connection", "models.transfer"}  # how files come over the network, for sources and weights alike
 TENSORFLOW_IMPORT = "porting.reference.tensorflow_import"
 TENSORFLOW_SIDE = {
     f"porting.reference.{name}"
@@ -75,7 +76,7 @@ def is_forbidden(name: str, target: str) -> bool:
     if inside(name, "models"):
         return inside(target, "porting")
     if inside(name, "porting.sources"):
-        return ours and not inside(target, "porting.sources") and target != "porting.errors"
+        return ours and not inside(target, "porting.sources") and target not in {"porting.errors", *TRANSFER}
     if name == "porting.errors" or name in RULES:
         return ours and target not in RULES
     return target in COMMANDS

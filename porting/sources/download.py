@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from models.connection import Retry, TransferError, check_url
+from models.transfer import Transfer, transfer
 from porting.errors import Defect, ErrorKind, PortingError, corrupt
 from porting.sources.base import sha256
 from porting.sources.official import OfficialSource, official
-from porting.sources.transfer import Retry, Transfer, by_hand, check_url, transfer
 
 __all__ = ["OfficialSource", "Retry", "cache_folder", "fetch", "official"]
 
@@ -68,6 +69,17 @@ def fetch(
             digest, or not what was fetched first); unsupported (not http, a web page); output (the cache).
     """
     wanted = source if isinstance(source, OfficialSource) else OfficialSource("", source, "", "")
+    try:
+        return _fetch(wanted, cache, retry, progress)
+    except TransferError as error:
+        again = "Run the same command again to go on from there. " if error.again else ""
+        raise PortingError(
+            ErrorKind(error.kind.value), error.url, [Defect(error.subject, error.found, error.expected)],
+            error.remedy or again + by_hand(error.url),
+        ) from None  # fmt: skip
+
+
+def _fetch(wanted: OfficialSource, cache: Path | None, retry: Retry | None, progress: bool | None) -> Path:
     check_url(wanted.url)
     place = _place(cache if cache is not None else cache_folder(), wanted.url)
     try:
@@ -83,6 +95,11 @@ def fetch(
             "Free some space, or name another folder in the environment variable XDG_CACHE_HOME.",
         ) from None  # fmt: skip
     return place.file
+
+
+def by_hand(url: str) -> str:
+    """The remedy for every failed download."""
+    return f"Fetch {url} by hand and give the file's path as --src; --src synthetic needs no download."
 
 
 def _place(cache: Path, url: str) -> _Place:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from porting.errors import ErrorKind, PortingError
-from porting.sources import transfer
+from models import connection, transfer
+from porting.errors import ErrorKind
 from porting.sources.download import Retry, fetch
 from tests.sources.downloads.local_server import CONTENT, DIGEST, HURRIED, Server, entry, hand, left, refusal
 
@@ -123,9 +123,9 @@ def test_redirects_elsewhere(tmp_path: Path, server: Server, target: str) -> Non
 
 
 def test_redirects_from_https_to_http() -> None:
-    request = transfer.urllib.request.Request("https://example.org/x")
-    with pytest.raises(PortingError, match=r"unsupported: redirect: to http://example\.org/y"):
-        transfer._SafeRedirects().redirect_request(request, io.BytesIO(), 302, "", None, "http://example.org/y")  # type: ignore[arg-type]
+    request = connection.urllib.request.Request("https://example.org/x")
+    with pytest.raises(connection.TransferError, match=r"redirect: to http://example\.org/y"):
+        connection._SafeRedirects().redirect_request(request, io.BytesIO(), 302, "", None, "http://example.org/y")  # type: ignore[arg-type]
 
 
 def test_a_ring_of_redirects(tmp_path: Path, server: Server) -> None:
