@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from porting import pages
 from porting.errors import Defect, ErrorKind, PortingError
 from porting.report import chart, schema
 from porting.report.schema import Report
@@ -31,16 +30,7 @@ def render(report: Report) -> str:
     """
     schema.check(report)
     try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
-        loader = PackageLoader("porting.report", "templates")
-        templates = Environment(
-            loader=loader,
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        templates = pages.environment("porting.report")
         picture = _chart(report)
     except ImportError as error:
         raise PortingError(
@@ -49,15 +39,14 @@ def render(report: Report) -> str:
             [Defect("", "not installed, and the report's page needs it")],
             'pip install "matplotlib>=3.8" "jinja2>=3.1", or pip install -e ".[report]"',
         ) from None
-    style, script = (loader.get_source(templates, name)[0] for name in ("page.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style, script = pages.inlined(templates, "base.css", "page.css"), pages.inlined(templates, "page.js")
     templates.filters |= {"number": _number, "bound": _bound, "value": _value, "ratio": _ratio}
     templates.filters |= {"shape": _shape, "breakable": _breakable}
     return templates.get_template("page.html").render(
         report=report,
         style=style,
         script=script,
-        script_digest=digest,
+        script_digest=pages.policy_digest(script),
         chart=picture,
         headline=_headline(report),
         verified=report["verdict"] == schema.VERIFIED,
