@@ -53,6 +53,12 @@ def by_counters(specs: Specs) -> tuple[str, dict[str, str]]:
     prefixes = [own.removesuffix(_LAST_SEPARABLE) for own in specs if own.endswith(_LAST_SEPARABLE)]
     if len(prefixes) != 1:
         return "", {}
+    named = ((name, f"{prefixes[0]}{own}") for name, own in counted_names().items())
+    return prefixes[0], {name: own for name, own in named if own in specs}
+
+
+def counted_names() -> dict[str, str]:
+    """Vocabulary name to the name in the `.weights.h5` of the network alone, without its head, in layer order."""
     counts: Counter[str] = Counter()
     named = {}
     for layer in rules.keras_layers():
@@ -60,10 +66,14 @@ def by_counters(specs: Specs) -> tuple[str, dict[str, str]]:
         place = f"{snake}_{counts[snake]}" if counts[snake] else snake
         counts[snake] += 1
         for index, leaf in enumerate(_LEAVES[layer.kind]):
-            own = f"{prefixes[0]}layers/{place}/vars/{index}"
-            if own in specs:
-                named[f"{layer.name}/{leaf}"] = own
-    return prefixes[0], named
+            named[f"{layer.name}/{leaf}"] = f"layers/{place}/vars/{index}"
+    return named
+
+
+def counted_head() -> dict[str, str]:
+    """The same of the network's own dense layer. A file may have others in its place, so it is no way to read one."""
+    place = f"layers/{snake_case(KerasClass.DENSE.value)}/vars"
+    return {f"{rules.KERAS_HEAD}/{leaf}": f"{place}/{index}" for index, leaf in enumerate(("kernel", "bias"))}
 
 
 def by_layer_names(specs: Specs) -> dict[str, str]:

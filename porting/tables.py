@@ -41,6 +41,25 @@ class Layout(Enum):
             result = array[0, 0].transpose(1, 0)
         return result
 
+    def invert(self, array: npt.NDArray[Any], shape: Shape) -> npt.NDArray[Any]:
+        """The array in TensorFlow's layout: what `apply` made it of, a view always.
+
+        Args:
+            array: in PyTorch's layout, as `apply` gives it of a variable of `shape`.
+            shape: the variable's; a depthwise kernel's channels and multiplier cannot be told apart without it.
+        """
+        result = array
+        if self is Layout.HWIO_TO_OIHW:
+            result = array.transpose(2, 3, 1, 0)
+        elif self is Layout.HWCM_TO_OIHW:
+            height, width, channels, multiplier = shape
+            result = array.reshape(channels, multiplier, height, width).transpose(2, 3, 0, 1)
+        elif self is Layout.IO_TO_OI:
+            result = array.transpose(1, 0)
+        elif self is Layout.HWIO_TO_OI:
+            result = array.transpose(1, 0)[None, None]
+        return result
+
 
 class Role(Enum):
     """What a variable is to the network."""
@@ -72,6 +91,18 @@ class Rule:
     def convert(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The parameter's values for a variable's, as a view where possible."""
         return self.layout.apply(array)[self.skip :]
+
+    def revert(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The variable's values for a parameter's, as a view; `convert` the other way round.
+
+        Raises:
+            ValueError: values of another shape than the parameter's, or a rule that leaves outputs out: they are gone.
+        """
+        if self.skip:
+            raise ValueError(f"{self.variable}: {self.skip} outputs were left out and cannot come back")
+        if array.shape != self.target_shape:
+            raise ValueError(f"{self.parameter}: expected shape {self.target_shape}, found {array.shape}")
+        return self.layout.invert(array, self.shape)
 
     def float32(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The parameter's values as a new float32 array; float64 beyond its range becomes infinite."""
