@@ -21,7 +21,9 @@ class Manifest:
 
     `labels` are the class names in order, where the weights have their own (two of them may name the two sides of a
     single sigmoid output); `sha256` is None where the manifest does not list the file; `activation` is what the
-    source applies to the logits, where it says; `chain` is the classifier where it is more than one dense layer.
+    source applies to the logits, where it says; `chain` is the classifier where it is more than one dense layer;
+    `verified` says whether the port was proved; `dtype` is that of the stored weights, `content_digest` their contents'
+    (`porting.artifact.content_digest`), where it says.
     """
 
     path: Path
@@ -35,6 +37,9 @@ class Manifest:
     sha256: str | None
     activation: str | None = None
     chain: Chain | None = None
+    verified: bool = False
+    dtype: str | None = None
+    content_digest: str | None = None
 
 
 def _preprocessing(entry: dict[str, Any]) -> Preprocessing:
@@ -90,12 +95,12 @@ def find_manifest(weights: Path) -> tuple[Path, str] | None:
     folder = weights.absolute().parent
     for place, name in ((folder, weights.name), (folder.parent, f"{folder.name}/{weights.name}")):
         for path in sorted(place.glob("*-*.json")):
-            if not path.name.endswith(".report.json") and name in _listed(path):
+            if not path.name.endswith(".report.json") and name in listed_files(path):
                 return path, name
     return None
 
 
-def _listed(path: Path) -> list[str]:
+def listed_files(path: Path) -> list[str]:
     """Names of the files that a manifest lists; none where it is no manifest."""
     try:
         return [str(file["name"]) for file in json.loads(path.read_text(encoding="utf-8"))["files"]]
@@ -132,6 +137,9 @@ def read_manifest(path: Path, weights: str) -> Manifest:
             sha256=digests[0] if digests else None,
             activation=activation,
             chain=chain,
+            verified=(entry.get("parity") or {}).get("verdict") == "verified",
+            dtype=None if (dtype := entry["variant"].get("dtype")) is None else str(dtype),
+            content_digest=None if (content := entry.get("content_digest")) is None else str(content),
         )
     except ModelError:
         raise

@@ -17,7 +17,8 @@ from models.errors import ModelError
 from models.heads import attach, read_chain
 from models.info import MODELS, resolve_name
 from models.layers import BN_EPS, Pooling, pooling_named
-from models.weights import Weights, find_weights, read_weights
+from models.releases import find_weights
+from models.weights import Weights, read_weights
 from models.xception import Xception
 from models.xception_aligned import XCEPTION41, XCEPTION65, XCEPTION71, XceptionAligned
 
@@ -35,7 +36,7 @@ BUILDERS: Mapping[str, Callable[..., Network]] = {
 
 def _find(arch: str, pretrained: bool | str | os.PathLike[str], folded: bool, num_classes: int | None) -> Weights:
     if pretrained is True:
-        return read_weights(find_weights(arch, folded, num_classes))
+        return find_weights(arch, folded, num_classes)
     text = os.fspath(pretrained)  # type: ignore[arg-type]
     return read_weights(fetch(text) if is_url(text) else text)
 
@@ -140,8 +141,9 @@ def create_model(
 
     Args:
         name: one of `list_models()`, or an alias.
-        pretrained: a `.pth` or `.safetensors` file, its URL, or True for the one in $PORTING_WEIGHTS (`checkpoints/`
-            unless set). Weights for another batch-norm epsilon, as their manifest or name says, give a network with it.
+        pretrained: a `.pth` or `.safetensors` file, its URL, or True for the one in $PORTING_WEIGHTS, a folder or the
+            URL of a downloads page (`checkpoints/` unless set; `models.releases` says which is taken). Weights for
+            another batch-norm epsilon, as their manifest or name says, give a network with it.
         num_classes: classes; None for the weights' own, else 1000; 0 for the pooled features (N, 2048). Where it is
             not the weights' own number, everything but the classifier is loaded, and a log message says so. A
             classifier of several layers is rebuilt from the manifest beside the weights.

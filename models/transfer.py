@@ -6,15 +6,17 @@ tqdm. Source: RFC 9110, 14.2 (Range), 13.1.5 (If-Range), 15.3.7 (206) and 15.5.1
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -72,6 +74,85 @@ def transfer(wanted: Transfer, retry: Retry, progress: bool | None) -> bool:
                 if failures >= retry.attempts or distrusted:
                     raise _given_up(wanted, error) from None
                 time.sleep(retry.pause * 2 ** (failures - 1))
+
+
+def transfer_checked(wanted: Transfer, check: Callable[[Path], None], retry: Retry, progress: bool | None) -> None:
+    """Bring all of `wanted.url` into `wanted.part` and have it checked; a file that fails the check is removed.
+
+    Args:
+        check: raises what it likes for a file that is not the one that is wanted.
+
+    Raises:
+        TransferError, OSError: as `transfer`.
+    """
+    # A process that was killed between the last byte and the renaming left all of it.
+    complete = wanted.size is not None and _size(wanted.part) == wanted.size
+    resumed = complete or transfer(wanted, retry, progress)
+    try:
+        check(wanted.part)
+    except Exception:
+        wanted.part.unlink()
+        if not resumed:
+            raise
+        # The two halves may be of two versions of the file: once more, whole.
+        transfer(wanted, retry, progress)
+        try:
+            check(wanted.part)
+        except Exception:
+            wanted.part.unlink()
+            raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of one file that is fetched; who comes second waits, and then finds the file there.
+
+    The lock's own file is gone afterwards, and a process that dies holds nothing. Where the system has no such locks,
+    nothing is locked: what two processes garble, the check of the digest finds.
+
+    Raises:
+        OSError: the lock cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _wait(fcntl.flock, descriptor, fcntl.LOCK_EX, fcntl.LOCK_NB)
+            if _is_still(path, descriptor):
+                break
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP):  # file systems without locks
+                break
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the one who held it has removed it: whoever comes now makes a new one
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _wait(flock: Callable[[int, int], None], descriptor: int, exclusive: int, at_once: int) -> None:
+    try:
+        flock(descriptor, exclusive | at_once)
+    except BlockingIOError:
+        if sys.stderr.isatty():
+            print("Waiting for another process that is fetching the same file ...", file=sys.stderr)
+        flock(descriptor, exclusive)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    own = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
 
 
 class _NoBar:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
@@ -13,17 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.download import DIGEST_IN_NAME, sha256
 from models.errors import ModelError
 from models.layers import BN_EPS
 from models.manifest import Manifest, find_manifest, read_manifest
-
-# The folder that `pretrained=True` searches.
-WEIGHTS_VARIABLE = "PORTING_WEIGHTS"
-DEFAULT_FOLDER = "checkpoints"
-_ENDINGS = (".pth", ".safetensors")  # of weight files, the first one preferred
-
-# torch.hub's convention: the digest's first characters end the name. Eight are ours; older published files have nine.
-_DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 
 # A classifier that is an nn.Sequential at `fc`: its modules' positions.
 _CHAIN_KEY = re.compile(r"fc\.(\d+)\.")
@@ -67,18 +59,9 @@ def epsilon_of(path: Path, recorded: float | None) -> float:
     return float(in_name.group(1)) if in_name else BN_EPS
 
 
-def sha256(path: Path) -> str:
-    """The digest that `sha256sum` prints."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            total.update(chunk)
-    return total.hexdigest()
-
-
-def _verify(path: Path, manifest: Manifest | None) -> None:
-    in_name = _DIGEST_IN_NAME.search(path.name)
-    claims = {"its name": in_name.group(1) if in_name else None}
+def _verify(path: Path, manifest: Manifest | None, listed: Mapping[str, str]) -> None:
+    in_name = DIGEST_IN_NAME.search(path.name)
+    claims: dict[str, str | None] = {"its name": in_name.group(1) if in_name else None, **listed}
     if manifest is not None:
         claims[manifest.path.name] = manifest.sha256
     if not any(claims.values()):
@@ -166,10 +149,13 @@ def is_folded(state: Mapping[str, Tensor]) -> bool:
     return "stem.0.conv.bias" in state or "conv1.bias" in state
 
 
-def read_weights(file: str | os.PathLike[str]) -> Weights:
+def read_weights(file: str | os.PathLike[str], listed: Mapping[str, str] | None = None) -> Weights:
     """Read a `.pth` or `.safetensors` file, after checking its sha256 against its name and its manifest, if any.
 
     The manifest is found as `models.manifest.find_manifest` says. Only tensors are unpickled (`weights_only`).
+
+    Args:
+        listed: sha256 that others than the file's name and manifest state: their names, and what they state.
 
     Raises:
         ModelError: missing, damaged, not a state dict, or contradicting its manifest.
@@ -179,7 +165,7 @@ def read_weights(file: str | os.PathLike[str]) -> Weights:
         raise ModelError(f"{path}: no such file")
     found = find_manifest(path)
     manifest = read_manifest(*found) if found else None
-    _verify(path, manifest)
+    _verify(path, manifest, listed or {})
     state = _load(path)
     weights = Weights(
         path=path,
@@ -200,41 +186,3 @@ def _check_manifest(weights: Weights, manifest: Manifest) -> None:
     for name, expected, actual in zip(("arch", "num_classes", "folded"), said, found, strict=True):
         if expected != actual:
             raise ModelError(f"{weights.path}: {name}: expected {expected} (from {manifest.path.name}), found {actual}")
-
-
-def find_weights(arch: str, folded: bool, num_classes: int | None) -> Path:
-    """The one weight file for `arch` in the folder $PORTING_WEIGHTS (`checkpoints/` unless set), by its manifest.
-
-    Synthetic weights are never found: nobody should take them for trained ones.
-
-    Raises:
-        ModelError: none, or several that `num_classes` does not tell apart.
-    """
-    folder = Path(os.environ.get(WEIGHTS_VARIABLE) or DEFAULT_FOLDER)
-    found: dict[Path, int] = {}
-    synthetic = 0
-    for beside in sorted(folder.glob("*.json")):
-        path = next((p for ending in _ENDINGS if (p := beside.with_suffix(ending)).is_file()), None)
-        if path is None:
-            continue
-        manifest = read_manifest(beside, path.name)
-        if manifest.arch != arch or manifest.folded != folded or manifest.bn_eps not in (None, BN_EPS):
-            continue
-        if manifest.synthetic:
-            synthetic += 1
-        else:
-            found[path] = manifest.num_classes
-    if len(found) > 1:
-        wanted = 1000 if num_classes is None else num_classes
-        found = {path: classes for path, classes in found.items() if classes == wanted} or found
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise ModelError(f"{folder}: several weights for {arch}: {names}; pass the path of one as pretrained=")
-    if not found:
-        kind = "folded " if folded else ""
-        passed = f" ({synthetic} synthetic passed over)" if synthetic else ""
-        raise ModelError(
-            f"{folder}: no {kind}weights for {arch}{passed}; port them with python -m porting.convert --arch {arch}, "
-            f"set {WEIGHTS_VARIABLE}, or pass a path as pretrained="
-        )
-    return next(iter(found))

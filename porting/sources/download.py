@@ -1,24 +1,20 @@
 """Fetch published weights over http(s) into a cache, checked, resumed after an interruption, and never half written.
 
 A file's folder in the cache is named after its URL. In it: the file, `.sha256` with the digest of the first download
-(kept when the file is deleted, so that a changed file is noticed), `.part` with what has come so far, and a lock.
+(kept when the file is deleted, so that a changed file is noticed), and `.part` with what has come so far.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from models.connection import Retry, TransferError, check_url
-from models.transfer import Transfer, transfer
+from models.transfer import Transfer, locked, transfer_checked
 from porting.errors import Defect, ErrorKind, PortingError, corrupt
 from porting.sources.base import sha256
 from porting.sources.official import OfficialSource, official
@@ -28,7 +24,7 @@ __all__ = ["OfficialSource", "Retry", "cache_folder", "fetch", "official"]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one URL's file, digest, unfinished download and lock are."""
+    """Where one URL's file, digest, unfinished download and, while it comes, lock are."""
 
     file: Path
 
@@ -84,7 +80,7 @@ def _fetch(wanted: OfficialSource, cache: Path | None, retry: Retry | None, prog
     place = _place(cache if cache is not None else cache_folder(), wanted.url)
     try:
         place.file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(place.lock):
+        with locked(place.lock):
             if place.file.exists():
                 _check(place.file, wanted, place.digest, "Delete it to fetch it again.")
             else:
@@ -109,39 +105,11 @@ def _place(cache: Path, url: str) -> _Place:
     return _Place(cache / hashlib.sha256(url.encode()).hexdigest()[:16] / name)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of one cached file; who comes second waits, and then finds the file there."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if sys.stderr.isatty():
-                print("Waiting for another process that is fetching the same file ...", file=sys.stderr)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)  # and with it the lock
-
-
 def _download(wanted: OfficialSource, place: _Place, retry: Retry, progress: bool | None) -> None:
-    # A process that was killed between the last byte and the renaming left all of it.
-    complete = wanted.bytes is not None and place.part.exists() and place.part.stat().st_size == wanted.bytes
-    resumed = complete or transfer(Transfer(wanted.url, place.part, wanted.bytes), retry, progress)
-    try:
-        _check(place.part, wanted, place.digest, by_hand(wanted.url), shown=wanted.url)
-    except PortingError:
-        place.part.unlink()
-        if not resumed:
-            raise
-        # The two halves may be of two versions of the file: once more, whole.
-        transfer(Transfer(wanted.url, place.part, wanted.bytes), retry, progress)
-        try:
-            _check(place.part, wanted, place.digest, by_hand(wanted.url), shown=wanted.url)
-        except PortingError:
-            place.part.unlink()
-            raise
+    def check(part: Path) -> None:
+        _check(part, wanted, place.digest, by_hand(wanted.url), shown=wanted.url)
+
+    transfer_checked(Transfer(wanted.url, place.part, wanted.bytes), check, retry, progress)
     place.part.replace(place.file)
 
 

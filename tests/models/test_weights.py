@@ -19,6 +19,7 @@ from torch import Tensor
 
 import models.download
 from models import ModelError, create_model, read_weights
+from models.connection import Retry
 from models.inference import optimize_for_inference
 from models.registry import adapt_first_conv
 
@@ -272,13 +273,14 @@ def test_a_url_is_fetched_once_with_its_manifest(
     url = f"{server}/{weights_in(folder).name}"
     loaded = create_model("xception", pretrained=url)
     assert torch.equal(output(loaded), output(network)) and loaded.labels is not None
-    monkeypatch.setattr(models.download, "_receive", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr(models.download, "transfer_checked", lambda *_: pytest.fail("fetched again"))
     create_model("xception", pretrained=url)
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
 def test_a_url_that_does_not_work(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(models.download, "_SHORT_RETRY", Retry(attempts=1))
     with pytest.raises(ModelError, match="cannot be fetched"):
         create_model("xception", pretrained=f"{server}/absent.pth")
     with pytest.raises(ModelError, match="cannot be fetched"):
