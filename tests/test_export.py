@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from porting import ErrorKind, PortingError, artifact, rules
-from porting.export import main
+from porting.export import main, parser
 from porting.origins import Quiet
 from porting.plan import Options, build_plan
 from porting.recognition import recognise
@@ -23,10 +23,12 @@ from porting.rules import Head, Layout
 from porting.sources import open_source
 from porting.state_dict import read_weights
 from tests.checkpoint_writer import golden_variables
+from tests.commands import ROOT
 from tests.golden_files import ARCHS, stored_classes, variable_shapes
 from tests.reversible_weights import hollow, read, saved
 
 SMALL = "xception41"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 Array = npt.NDArray[Any]
 
 
@@ -211,5 +213,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr()
     assert said.out == f"{out}\n"  # the prefix, as TensorFlow takes it
     assert said.err.startswith(f"{SMALL}, 3 classes: 422 variables, read back bit for bit\n")
+    (command,) = (line for line in README.splitlines() if line.startswith("python -m porting.export"))
+    assert parser().parse_args(command.split()[3:]).out == "back/model.ckpt"
     assert main(["--weights", str(tmp_path / "none.pth"), "--out", str(out)]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/none.pth: missing: no such file")

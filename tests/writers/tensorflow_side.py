@@ -41,13 +41,10 @@ def save(prefix: Path, tensors: dict[str, Any]) -> None:
     tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
 
 
-def restored(prefix: Path) -> dict[str, Any]:
-    """What tf.train.Saver restores into the variables of a graph."""
+def restored(prefix: Path, names: list[str]) -> dict[str, Any]:
+    """What tf.train.Saver restores into variables of a graph; each costs it 10 ms, so not all of them."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        variables = {
-            name: tf.compat.v1.get_variable(name, shape, initializer=tf.compat.v1.zeros_initializer())
-            for name, shape in variable_shapes(SMALL).items()
-        }
+        variables = {name: tf.compat.v1.get_variable(name, variable_shapes(SMALL)[name]) for name in names}
         tf.compat.v1.train.Saver(variables).restore(session, str(prefix))
         found: dict[str, Any] = session.run(variables)
     return found
@@ -88,12 +85,14 @@ def main(folder: Path) -> None:
     save(folder / "theirs", golden_variables(SMALL))
     save(folder / "kinds", TENSORS)
     save(folder / "many", MANY)
-    expected, found = golden_variables(SMALL), restored(folder / "ours")
-    answer["listed"] = sorted(tf.train.load_checkpoint(str(folder / "ours")).get_variable_to_shape_map())
-    answer["restored"] = differ((name, found[name], expected[name]) for name in expected)
-    first, second = "xception_41/entry_flow/conv1_1/weights", "xception_41/entry_flow/conv1_2/weights"
+    expected, ours = golden_variables(SMALL), tf.train.load_checkpoint(str(folder / "ours"))
+    answer["listed"] = sorted(ours.get_variable_to_shape_map())
+    answer["read"] = differ((name, ours.get_tensor(name), expected[name]) for name in expected)
+    found = restored(folder / "ours", list(expected)[:10])
+    answer["restored"] = differ((name, found[name], expected[name]) for name in found)
+    first = next(iter(found))
     expected[first] = np.nextafter(expected[first], np.float32(9))
-    answer["control"] = differ((name, found[name], expected[name]) for name in (first, second)) == [first]
+    answer["control"] = differ((name, found[name], expected[name]) for name in found) == [first]
     damaged = tf.train.load_checkpoint(str(folder / "damaged"))
     answer["damaged"] = [name for name in expected if failure(lambda name=name: damaged.get_tensor(name))]
     model = network(5)
