@@ -8,6 +8,7 @@ COMMANDS = {
     "porting.export": "write PyTorch weights back as a TensorFlow checkpoint or a Keras .weights.h5",
     "porting.trace": "keep what TensorFlow computes in a file, to verify where there is no TensorFlow",
     "porting.inspect": "show what a source holds, and which network it fits",
+    "porting.release": "build a downloads page from ported weights, check one, look at one",
 }
 
 

@@ -173,12 +173,13 @@ def publish(files: Mapping[Path, IO[bytes]]) -> None:
     for path, file in files.items():
         with output_errors(path.parent):
             path.parent.mkdir(exist_ok=True)  # a folder that is itself emitted
-            Path(file.name).chmod(0o666 & ~_umask())
+            Path(file.name).chmod(0o666 & ~umask())
             Path(file.name).replace(path)
             _sync_folder(path.parent)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that this process takes from the files it makes."""
     current = os.umask(0o077)
     os.umask(current)
     return current

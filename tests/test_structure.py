@@ -93,6 +93,7 @@ def has_command(path: Path) -> bool:
 COMMANDS = {
     module_name(path) for path in (ROOT / "porting").glob("*.py") if has_command(path) and path.name != "__main__.py"
 }
+COMMANDS |= {f"porting.{path.parent.name}" for path in (ROOT / "porting").glob("*/__main__.py")}
 
 
 # --- imports ----------------------------------------------------------------------------------------------------------
