@@ -29,9 +29,10 @@ from porting.state_dict import read_weights
 
 Array = npt.NDArray[Any]
 
-# Smaller than a proof's own, so that a mutant costs less; even, odd and not square like those.
-SIZES = ((30, 30), (35, 35), (38, 45))
-RUNS = (Run(SIZES[2], probe=True), *(Run(size) for size in SIZES), Run(SIZES[1], 16), Run(SIZES[1], 8))
+# Smaller than a proof's own, so that a mutant costs less, and like those: even, odd and not square, and each pool and
+# strided convolution meets both an even and an odd side.
+SIZES = ((36, 36), (41, 41), (55, 56))
+RUNS = (Run(SIZES[0], probe=True), *(Run(size) for size in SIZES), Run(SIZES[1], 16), Run(SIZES[1], 8))
 # The original's stem, exit and head are no modules of their own; these are their layers in order.
 _ORIGINAL_PARTS = (
     ("conv1", "bn1", "act1", "conv2", "bn2", "act2"),
