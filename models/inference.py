@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from models.fused import FusedConv2d
 from models.layers import ConvNorm, SeparableConvNorm
 from models.registry import Network
 
@@ -79,6 +80,29 @@ def conv_before_each_norm(network: Network) -> dict[str, str]:
     return pairs
 
 
+def conv_before_relu(network: Network) -> dict[str, str]:
+    """Path of every ReLU that takes a convolution's output, batch norm aside -> path of that convolution."""
+    pairs: dict[str, str] = {}
+    for path, module in network.named_modules():
+        if not isinstance(module, nn.ReLU):
+            continue
+        parent, _, leaf = path.rpartition(".")
+        holder = network.get_submodule(parent)
+        if isinstance(holder, nn.Sequential) and leaf in ("0", "act1"):
+            continue  # takes what enters the unit, which the shortcut takes too
+        if isinstance(holder, ConvNorm | SeparableConvNorm):
+            conv = leaf.replace("act", "conv")
+        elif leaf.isdigit():  # in a block of the original network: ReLU, convolution, batch norm, ReLU ...
+            conv = f"{int(leaf) - 2}.pointwise"
+        elif isinstance(holder, nn.Sequential):  # in an aligned unit: act1, conv1, act2, conv2 ...
+            conv = f"conv{int(leaf.removeprefix('act')) - 1}.conv_pw"
+        else:  # act1 to act4 of the original network, whose conv3 and conv4 are separable
+            conv = leaf.replace("act", "conv")
+            conv = conv if isinstance(getattr(holder, conv), nn.Conv2d) else f"{conv}.pointwise"
+        pairs[path] = f"{parent}.{conv}" if parent else conv
+    return pairs
+
+
 def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, leaf = path.rpartition(".")
     setattr(network.get_submodule(parent), leaf, module)
@@ -87,8 +111,9 @@ def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
 def optimize_for_inference(network: Network) -> Network:
     """A copy of `network` for evaluation: batch norms folded, channels last in memory, no gradients.
 
-    The images' memory format does not matter. On the CPU, a batch of large images is computed a few at a time. The
-    copy's state dict is that of the same network with `folded=True`.
+    The images' memory format does not matter. On the CPU, a batch of large images is computed a few at a time, and in
+    float32 the first call reorders the kernels, which takes their memory twice. The copy's state dict is that of the
+    same network with `folded=True`.
     """
     fast = copy.deepcopy(network).eval()
     for norm_path, conv_path in conv_before_each_norm(fast).items():
@@ -96,6 +121,11 @@ def optimize_for_inference(network: Network) -> Network:
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         _replace(fast, conv_path, fold_pair(conv, norm))
         _replace(fast, norm_path, nn.Identity())
+    relu_after = {conv: relu for relu, conv in conv_before_relu(fast).items()}
+    for path, conv in [(path, conv) for path, conv in fast.named_modules() if isinstance(conv, nn.Conv2d)]:
+        _replace(fast, path, FusedConv2d(conv, relu=path in relu_after))
+        if path in relu_after:
+            _replace(fast, relu_after[path], nn.Identity())
     fast.folded = True
     fast.pixels_at_once = _PIXELS_AT_ONCE
     fast.requires_grad_(False)
