@@ -7,10 +7,12 @@ and workers share the work, nor on where a run was interrupted.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
+# What Pillow raises for files that are damaged, depending on their format and on where.
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
 
 Key = tuple[int, int]  # (epoch, position of the image); evaluation is epoch 0
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), classes (N,)
@@ -112,7 +117,7 @@ class Samples:
             with Image.open(path) as image, torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derived_seed(self.seed, epoch, position))
                 return self.transform(ImageOps.exif_transpose(image)), self.folder.targets[position]
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except (*_UNREADABLE, Image.DecompressionBombError) as error:
             return ModelError(f"{path}: not an image that can be read: {error}")
 
 
@@ -147,21 +152,44 @@ def evaluation_batches(count: int, batch_size: int) -> list[list[Key]]:
     ]
 
 
+class Gathered(NamedTuple):
+    """One batch of the samples that could be read, and what is wrong with the others: position in the batch, reason."""
+
+    images: Tensor | None  # (N, C, H, W)
+    targets: Tensor  # (N,)
+    unreadable: list[tuple[int, str]]
+
+
+def gather(samples: Sequence[tuple[Tensor, int] | ModelError]) -> Gathered:
+    """One batch of the samples that could be read."""
+    read = [sample for sample in samples if not isinstance(sample, ModelError)]
+    unreadable = [(number, str(sample)) for number, sample in enumerate(samples) if isinstance(sample, ModelError)]
+    images = torch.stack([image for image, _ in read]) if read else None
+    return Gathered(images, torch.tensor([target for _, target in read], dtype=torch.int64), unreadable)
+
+
+def loader(
+    samples: Samples, batches: Sequence[list[Key]], workers: int, pinned: bool, combine: Callable[..., Any]
+) -> Iterable[Any]:
+    """What `combine` makes of each batch in turn, read by `workers` processes, or by this one."""
+    found: Iterable[Any] = torch.utils.data.DataLoader(
+        samples,  # type: ignore[arg-type]  # a loader needs no more than an index and a length
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=combine,
+        pin_memory=pinned,
+        generator=torch.Generator(),  # otherwise every loader would draw from the global one
+    )
+    return found
+
+
 def load(samples: Samples, batches: Sequence[list[Key]], workers: int, pinned: bool) -> Iterator[Batch]:
     """The batches in turn, read by `workers` processes, or by this one.
 
     Raises:
         ModelError: an image that cannot be read.
     """
-    loader: Any = torch.utils.data.DataLoader(
-        samples,  # type: ignore[arg-type]  # a loader needs no more than an index and a length
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pinned,
-        generator=torch.Generator(),  # otherwise every loader would draw from the global one
-    )
-    for batch in loader:
+    for batch in loader(samples, batches, workers, pinned, collate):
         if isinstance(batch, ModelError):
             raise batch
         yield batch

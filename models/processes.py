@@ -1,10 +1,11 @@
-"""The processes that share a training run, and the signals that stop it."""
+"""The processes that share a training run or an evaluation, and the signals that stop it."""
 
 from __future__ import annotations
 
 import os
 import signal
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,8 +52,13 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def join(device: str | None, workers: int) -> Share:
+def join(device: str | None, workers: int, patience: timedelta | None = None) -> Share:
     """This process's share, after meeting those that torchrun has started with it.
+
+    Args:
+        device: cpu, cuda or cuda:N; None for a GPU if there is one.
+        workers: processes that read images for this one.
+        patience: how long the processes may wait for each other; None for PyTorch's own, some minutes.
 
     Raises:
         ModelError: no such device.
@@ -69,7 +75,7 @@ def join(device: str | None, workers: int) -> Share:
     if world > 1:
         if place.type == "cuda":
             torch.cuda.set_device(place)
-        torch.distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        torch.distributed.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=patience)
     return Share(rank, world, place, workers)
 
 

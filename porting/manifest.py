@@ -23,6 +23,9 @@ Other commands, and `models.create_model`, read it; a change of meaning raises S
 - `versions`: of what made it. `preprocessing`: `input_size` (3, height, width), `interpolation`, `crop_pct`, `mean`,
   `std` (for pixels in 0..1), and `source`: "published", or the source's own layers.
 - `licence`, `upstream`: as given, or "unknown".
+- `evaluation`, where `porting.evaluate --write` has measured it: `top1` and `top5` in percent of the images that could
+  be read, `loss` (their mean cross-entropy), `images` (their number), `unreadable` (the number of others), and `data`,
+  which says in words what they are.
 """
 
 from __future__ import annotations
@@ -84,7 +87,7 @@ def merged(new: Manifest, old: Manifest | None) -> Manifest:
     """The new manifest of the same file, keeping what the old one knows better.
 
     A verdict is only ever raised, synthetic weights stay synthetic, and labels, licence and upstream once given stay
-    until others are given.
+    until others are given. What was measured of the same contents stays so.
     """
     if old is None or old.get("content_digest") != new["content_digest"]:
         return new
@@ -98,6 +101,8 @@ def merged(new: Manifest, old: Manifest | None) -> Manifest:
     for field in ("licence", "upstream"):
         if new[field] == UNKNOWN:
             result[field] = old[field]
+    if "evaluation" in old and "evaluation" not in new:
+        result["evaluation"] = old["evaluation"]
     return result
 
 
