@@ -82,7 +82,7 @@ def predict(paths: Sequence[Path], weights: str, topk: int, batch_size: int) -> 
         raise ModelError(f"{weights}: not the weights of an Xception of this project")
     if read.num_classes == 0:
         raise ModelError(f"{weights}: these weights have no classifier: port them without --backbone-only")
-    model = optimize_for_inference(create_model(read.arch, pretrained=weights, folded=read.folded))
+    model = optimize_for_inference(create_model(read.arch, pretrained=read, folded=read.folded))
     labels = model.labels or labels_for(read.num_classes)
     activation = read.manifest.activation if read.manifest else None
     transform = EvaluationTransform(model.preprocessing)

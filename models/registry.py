@@ -34,7 +34,11 @@ BUILDERS: Mapping[str, Callable[..., Network]] = {
 }
 
 
-def _find(arch: str, pretrained: bool | str | os.PathLike[str], folded: bool, num_classes: int | None) -> Weights:
+def _find(
+    arch: str, pretrained: bool | str | os.PathLike[str] | Weights, folded: bool, num_classes: int | None
+) -> Weights:
+    if isinstance(pretrained, Weights):
+        return pretrained
     if pretrained is True:
         return find_weights(arch, folded, num_classes)
     text = os.fspath(pretrained)  # type: ignore[arg-type]
@@ -126,7 +130,7 @@ def untrained(
 
 def create_model(
     name: str,
-    pretrained: bool | str | os.PathLike[str] = False,
+    pretrained: bool | str | os.PathLike[str] | Weights = False,
     num_classes: int | None = None,
     in_chans: int = 3,
     output_stride: int = 32,
@@ -141,9 +145,10 @@ def create_model(
 
     Args:
         name: one of `list_models()`, or an alias.
-        pretrained: a `.pth` or `.safetensors` file, its URL, or True for the one in $PORTING_WEIGHTS, a folder or the
-            URL of a downloads page (`checkpoints/` unless set; `models.releases` says which is taken). Weights for
-            another batch-norm epsilon, as their manifest or name says, give a network with it.
+        pretrained: a `.pth` or `.safetensors` file, its URL, what `read_weights` has read of one, or True for the one
+            in $PORTING_WEIGHTS, a folder or the URL of a downloads page (`checkpoints/` unless set; `models.releases`
+            says which is taken). Weights for another batch-norm epsilon, as their manifest or name says, give a
+            network with it.
         num_classes: classes; None for the weights' own, else 1000; 0 for the pooled features (N, 2048). Where it is
             not the weights' own number, everything but the classifier is loaded, and a log message says so. A
             classifier of several layers is rebuilt from the manifest beside the weights.

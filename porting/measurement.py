@@ -140,7 +140,7 @@ def prepare(
     if limit is not None:
         images = images.spread(limit)
     exact_arithmetic()
-    network = create_model(read.arch, pretrained=path, folded=read.folded).eval().requires_grad_(False)
+    network = create_model(read.arch, pretrained=read, folded=read.folded).eval().requires_grad_(False)
     network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     info = get_info(read.arch)
     real = not (read.manifest is not None and read.manifest.synthetic)
