@@ -39,3 +39,10 @@ def inlined(templates: Environment, *names: str) -> Any:
 def policy_digest(text: str) -> str:
     """What a Content-Security-Policy calls an inline element with exactly this text (CSP level 3, section 2.3.1)."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def breakable(name: str) -> Any:
+    """A name that may break after its slashes, where a line ends."""
+    from markupsafe import Markup
+
+    return Markup("/<wbr>").join(name.split("/"))

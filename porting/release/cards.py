@@ -41,7 +41,7 @@ def card(described: Description, parameters: int, report: str | None, base: str 
         "manifest": f"{WEIGHTS}/{described.stem}.json",
         "markdown": f"{CARDS}/{described.stem}.md",
         "warnings": list(_warnings(described)),
-        "tiles": list(_tiles(described, parameters)),
+        "tiles": [{"good": False, **tile} for tile in _tiles(described, parameters)],
         "files": files,
         "notes": [shown.plain(note) for note in manifest.get("notes") or []],
         "facts": list(_facts(described)),
@@ -86,12 +86,13 @@ def _warnings(described: Description) -> Iterator[str]:
         yield "Unverified: nobody compared these weights with TensorFlow."
 
 
-def _tiles(described: Description, parameters: int) -> Iterator[dict[str, str]]:
+def _tiles(described: Description, parameters: int) -> Iterator[dict[str, Any]]:
     info = get_info(described.arch)
     yield {
         "label": "Parity",
         "value": "verified" if described.verified else "unverified",
         "remark": "against TensorFlow",
+        "good": described.verified,
     }
     yield {"label": "Parameters", "value": shown.millions(parameters), "remark": f"{parameters:,} learned numbers"}
     yield {"label": "GMACs", "value": f"{info.gmacs:.2f}", "remark": f"for one image of 299{TIMES}299"}

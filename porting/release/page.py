@@ -55,7 +55,7 @@ class Pages:
                 ["not installed, and the page needs it"],
                 'pip install "jinja2>=3.1", or pip install -e ".[release]"',
             ) from None
-        self.templates.filters["md"] = markdown
+        self.templates.filters |= {"md": markdown, "breakable": pages.breakable}
         style, script = (
             pages.inlined(self.templates, "base.css", "release.css"),
             pages.inlined(self.templates, "release.js"),
@@ -94,7 +94,7 @@ class Pages:
             groups=[{"arch": arch, "rows": group, "summary": shown.network(arch)} for arch, group in rows.items()],
             kinds=[(kind, snippets(kind)) for kind in kinds],
             count=len(every),
-            by_name=_code(_BY_NAME, base, weights[0].described.arch),
+            by_name=_code(_BY_NAME, base, _example(weights)),
             check_all=_code(_CHECK_ALL, base, ""),
             signed=_code(_SIGNED, base, self.site.public_key) if self.site.public_key else None,
         )
@@ -131,6 +131,12 @@ minisign -Vm {SUMS} -P %REST%
 )
 
 
+def _example(weights: Sequence[Weights]) -> str:
+    """A network that can be had by name; random weights never can."""
+    trained = [one.described.arch for one in weights if not one.described.synthetic]
+    return (trained or [weights[0].described.arch])[0]
+
+
 def _code(snippet: Snippet, base: str, rest: str) -> dict[str, Any]:
     return {"snippet": snippet, "text": snippet.template.replace("%BASE%", base).replace("%REST%", rest)}
 
@@ -161,7 +167,7 @@ def _rows(weights: Weights, base: str | None) -> list[dict[str, Any]]:
             "top5": accuracy("top5"),
             "verified": described.verified,
             "report": page_beside(weights.report.path) if weights.report else "",
-            "licence": shown.plain(described.manifest["licence"]),
+            "licence": shown.brief(described.manifest["licence"]),
             "upstream": shown.upstream(described.manifest["upstream"]),
             "flags": shown.flags(described, file["format"]),
             "card": page_beside(weights.card.path),
@@ -197,20 +203,22 @@ def _headline(weights: Sequence[Weights], rows: Sequence[Mapping[str, Any]]) -> 
     }
 
 
-def _tiles(weights: Sequence[Weights], rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, str]]:
+def _tiles(weights: Sequence[Weights], rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
     verified = sum(one.described.verified for one in weights)
     total = sum(row["bytes"] for row in rows)
     signed = {"value": "signed", "remark": "with minisign, over all checksums"}
     unsigned = {"value": "listed", "remark": f"every file's SHA-256, in {SUMS}"}
-    return [
+    tiles: list[dict[str, Any]] = [
         {"label": "Files", "value": str(len(rows)), "remark": f"{shown.size(total)} in all"},
         {
             "label": "Verified",
             "value": f"{verified} of {len(weights)}",
             "remark": "sets of weights, against TensorFlow",
+            "good": verified == len(weights),
         },
         {"label": "Checksums", **(signed if key else unsigned)},
     ]
+    return [{"good": False, **tile} for tile in tiles]
 
 
 def markdown(text: str) -> str:

@@ -23,6 +23,12 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " if letter in "\r\n\t" else "\ufffd" for letter in text)
 
 
+def brief(text: str) -> str:
+    """The start of a text, as `plain`; the card has all of it."""
+    clean = plain(text)
+    return clean if len(clean) <= 80 else f"{clean[:79]}…"
+
+
 def size(number: int) -> str:
     """Bytes as people write them, in powers of a thousand."""
     value = float(number)
@@ -56,7 +62,7 @@ def upstream(text: str) -> dict[str, str]:
     except ValueError:
         host = None
     if not host:
-        return {"href": "", "text": clean if len(clean) <= 80 else f"{clean[:79]}…"}
+        return {"href": "", "text": brief(text)}
     path = "/".join(parts.path.split("/")[:3]).rstrip("/")
     return {"href": clean, "text": f"{host.removeprefix('www.')}{path}"}
 

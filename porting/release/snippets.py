@@ -63,8 +63,8 @@ def snippets(kind: str) -> list[Snippet]:
     )
     found = []
     if format_ == HF:
-        found.append(Snippet("timm", "bash", _HF_DOWNLOAD))
-        found.append(Snippet("then", "python", _HF_TIMM, differs))
+        found.append(Snippet("Download and check", "bash", _HF_DOWNLOAD))
+        found.append(Snippet("timm", "python", _HF_TIMM, differs))
         return found
     found.append(
         Snippet("create_model", "python", _OURS, "Checks the digest, and brings preprocessing and class names.")

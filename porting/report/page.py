@@ -41,7 +41,7 @@ def render(report: Report) -> str:
         ) from None
     style, script = pages.inlined(templates, "base.css", "page.css"), pages.inlined(templates, "page.js")
     templates.filters |= {"number": _number, "bound": _bound, "value": _value, "ratio": _ratio}
-    templates.filters |= {"shape": _shape, "breakable": _breakable}
+    templates.filters |= {"shape": _shape, "breakable": pages.breakable}
     return templates.get_template("page.html").render(
         report=report,
         style=style,
@@ -225,13 +225,6 @@ def _bound(bound: float) -> str:
 def _plain(text: str) -> str:
     """A number's text without the exponent's leading zero and plus."""
     return re.sub(r"e([+-])0*(\d)", lambda found: f"e{found[1].lstrip('+')}{found[2]}", text)
-
-
-def _breakable(name: str) -> Any:
-    """A name that may break after its slashes, where a line ends."""
-    from markupsafe import Markup
-
-    return Markup("/<wbr>").join(name.split("/"))
 
 
 def _value(value: float | None) -> str:

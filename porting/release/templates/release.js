@@ -30,7 +30,7 @@
     if (!button) return;
     const what = button.getAttribute("aria-label").replace(/^Copy /, "");
     try {
-      await toClipboard(button.parentElement.querySelector("code").textContent, button);
+      await toClipboard((button.closest(".snippet") || button.parentElement).querySelector("code").textContent, button);
       button.classList.add("done");
       setTimeout(() => button.classList.remove("done"), 1500);
       say(`Copied ${what}`);
@@ -128,7 +128,7 @@
       ways.querySelectorAll("pre code").forEach((code) => {
         code.textContent = addressed(code.textContent.replace(/%([A-Z0-9]+)%/g, (_, name) => values[name]));
       });
-      $("use-name").textContent = values.NAME;
+      $("use-name").textContent = row.querySelector(".file code").textContent;
       $("use-card").href = link.href;
       $("use-ways").replaceChildren(ways);
       dialog.showModal();
