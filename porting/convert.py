@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--upstream", default="unknown", metavar="URL", help="where the weights come from, for the manifest")
     add("--reference-python", metavar="PATH", help="the Python that has TensorFlow (default: this one)")
     add("--report", metavar="DIR", help="write the parity report there too, as JSON and as a web page")
+    add("--fast", action="store_true", help="prove at one size only: 299x299, or the source's own")
     add("--no-verify", action="store_true", help="emit without proof; the manifest says unverified")
     add("--json", action="store_true", help="print the manifest and the path as one JSON object")
     return result
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser()
     arguments = options.parse_args(argv)
     arguments.format = tuple(dict.fromkeys(arguments.format.split(",")))
+    if arguments.fast and arguments.no_verify:
+        options.error("argument --fast: proves less, and --no-verify not at all: choose one")
     asked = (arguments.arch, arguments.fold_bn, arguments.bn_eps, arguments.dtype, arguments.format)
     if problem := contradiction(*asked):
         options.error(f"argument {problem}")
@@ -87,6 +90,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             licence=arguments.licence,
             upstream=arguments.upstream,
             verify=not arguments.no_verify,
+            fast=arguments.fast,
             reference_python=arguments.reference_python,
             progress=bars,
         )
@@ -117,7 +121,8 @@ def _summarise(result: PortResult) -> None:
         first, *others = (trace.run for trace in result.traces)
         layers = len(result.traces[0].layers)
         terminal.note(f"  weights    {manifest['mapped']} read back bit for bit")
-        terminal.note(f"  verified   {layers} layers at {first} and {len(others)} smaller runs")
+        smaller = f"and {len(others)} smaller runs" if others else "alone, as --fast asked"
+        terminal.note(f"  verified   {layers} layers at {first} {smaller}")
         terminal.note(f"             against {proof['reference']}")
         terminal.note(
             f"  worst      {worst['layer']}: {worst['error']:.2g} of its largest value (bound {proof['bound']:.0e})"

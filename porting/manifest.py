@@ -86,13 +86,13 @@ def _is_whole(value: Mapping[str, Any]) -> bool:
 def merged(new: Manifest, old: Manifest | None) -> Manifest:
     """The new manifest of the same file, keeping what the old one knows better.
 
-    A verdict is only ever raised, synthetic weights stay synthetic, and labels, licence and upstream once given stay
+    A verdict is only ever raised, a proof gives way to none of fewer runs, synthetic weights stay synthetic, and labels, licence and upstream once given stay
     until others are given. What was measured of the same contents stays so.
     """
     if old is None or old.get("content_digest") != new["content_digest"]:
         return new
     result = dict(new)
-    if old["parity"]["verdict"] == VERIFIED and new["parity"]["verdict"] != VERIFIED:
+    if old["parity"]["verdict"] == VERIFIED and _proves_less(new["parity"], old["parity"]):
         result["parity"] = old["parity"]
     if old["source"]["synthetic"] and not new["source"]["synthetic"]:
         result["source"] = old["source"]
@@ -104,6 +104,12 @@ def merged(new: Manifest, old: Manifest | None) -> Manifest:
     if "evaluation" in old and "evaluation" not in new:
         result["evaluation"] = old["evaluation"]
     return result
+
+
+def _proves_less(parity: Mapping[str, Any], than: Mapping[str, Any]) -> bool:
+    """Whether a verdict is no proof, or one of some of another's runs only."""
+    before, runs = than.get("runs", []), parity.get("runs", [])
+    return parity["verdict"] != VERIFIED or (len(runs) < len(before) and all(run in before for run in runs))
 
 
 def check_chain(weights: Path, manifest: Manifest, chain: Mapping[str, Any] | None) -> None:

@@ -78,6 +78,7 @@ def port(
     dtype: str = "float32",
     formats: Sequence[str] = (PTH,),
     verify: bool = True,
+    fast: bool = False,
     reference_python: str | None = None,
     progress: Progress | None = None,
 ) -> PortResult:
@@ -98,6 +99,7 @@ def port(
         dtype: "float32", or "float16" or "bfloat16" to round every weight to.
         formats: any of "pth", "safetensors" and "hf" (a folder that timm loads).
         verify: prove the port; without it the manifest says unverified.
+        fast: verify at one size, the source's own or 299x299, and not at small sizes, other strides or with probes.
         reference_python: the interpreter that runs TensorFlow; default this one.
         progress: told of each stage and step.
 
@@ -144,10 +146,11 @@ def port(
 
             for one in emitted[1:]:
                 read_back(Path(one.file.name), content)
-            proof = prove(recognised, plan, reference, Path(emitted[0].file.name), content, watch, form)
+            proof = prove(recognised, plan, reference, Path(emitted[0].file.name), content, watch, form, fast)
         notes = (*plan.notes, *recognised.notes(plan), *form.notes(), *_timm_notes(arch, form, formats))
         manifest = _manifest(recognised, plan, origin, proof, names, content, form)
         manifest["notes"] = list(notes)
+        parity = manifest["parity"]
         stack.enter_context(artifact.one_writer(folder))
         final = emitted[0].shown
         beside = manifest_path(emitted[0].path if emitted[0].format != HF else folder / f"{final.name}.hf")
@@ -175,7 +178,7 @@ def port(
             "versions": manifest["versions"],
         }
         found = report(form.plan(plan), [], proof, **account)
-        if proof:
+        if proof and manifest["parity"] == parity:  # an earlier, longer proof keeps its report
             finished[report_path(beside)] = stack.enter_context(artifact.temporary_file(folder))
             artifact.write_text(finished[report_path(beside)], as_text(found))
         artifact.publish(finished)

@@ -133,12 +133,14 @@ def prove(
     content: str,
     progress: Progress,
     form: Form = PLAIN,
+    fast: bool = False,
 ) -> Proof:
     """Load a written file back and hold it to its source and to TensorFlow's execution of it.
 
     Args:
         content: the content digest of what was written.
         form: what was written.
+        fast: at one size only.
 
     Raises:
         PortingError: parity, naming the first wrong parameter or layer with both values; reference; output, where the
@@ -155,7 +157,7 @@ def prove(
         )
     state = artifact.read_state(file)  # mapped anew: the memory that the checks touched is given back
     name = reference.open(reference_source(recognised, plan)) or reference_name(recognised, plan)
-    runs = proof_runs(recognised, plan.arch)
+    runs = proof_runs(recognised, plan.arch, fast=fast)
     frames = reference_frames(reference, form.silent(plan))
     proof = compare_form(recognised, plan, form, state, frames, runs, name, progress)
     for trace in (*proof.traces, *proof.stored):

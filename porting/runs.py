@@ -49,14 +49,18 @@ class Run:
         return {"size": size, "output_stride": stride, "input": "probe" if self.probe else "image"}
 
 
-def proof_runs(recognised: Recognised, arch: str, sizes: Sequence[tuple[int, int]] = ()) -> list[Run]:
+def proof_runs(
+    recognised: Recognised, arch: str, sizes: Sequence[tuple[int, int]] = (), fast: bool = False
+) -> list[Run]:
     """The sizes asked for, or the source's own and small ones at every output stride; and probes.
 
-    float32 runs at the largest size asked for if that is large enough; by default at the source's own or the published.
+    `fast` leaves all but the first out. float32 runs at the largest size asked for if that is large enough; by default at the source's own or the published.
     """
     own = recognised.model.inputs.size if recognised.model else None
     large = sorted(sizes or [own or DEFAULT_SIZE, DEFAULT_SIZE], key=lambda size: min(size) < FLOAT32_SIDE)
     first = Run(large[0], float32=min(large[0]) >= FLOAT32_SIDE)
+    if fast:
+        return [first]
     if sizes:
         others = [Run(size) for size in large[1:]]
     else:

@@ -30,9 +30,11 @@ def _kept_reference() -> Iterator[Reference]:
         yield reference
 
 
-def _few_runs(recognised: Recognised, arch: str, sizes: Sequence[tuple[int, int]] = ()) -> list[Run]:
-    runs = proof_runs(recognised, arch, sizes)
-    return runs if sizes else [runs[0], runs[1], runs[-1]]
+def _few_runs(
+    recognised: Recognised, arch: str, sizes: Sequence[tuple[int, int]] = (), fast: bool = False
+) -> list[Run]:
+    runs = proof_runs(recognised, arch, sizes, fast)
+    return runs if sizes or fast else [runs[0], runs[1], runs[-1]]
 
 
 @pytest.fixture

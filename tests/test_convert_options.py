@@ -19,7 +19,7 @@ import torch
 from models import create_model
 from porting import PortingError, PortResult, port
 from porting.convert import main
-from porting.manifest import read_labels
+from porting.manifest import read_labels, report_path
 from tests.checkpoint_writer import KERNEL, SHADOW, golden_variables
 from tests.commands import ROOT, convert, convert_command
 
@@ -152,6 +152,7 @@ def test_labels_in_every_form(tmp_path: Path, text: str) -> None:
         ["--src", "x", "--arch", "xception42"],
         ["--src", "x", "--arch", ARCH, "--quietly"],
         ["--src", "x", "--arch", ARCH, "stray"],
+        ["--src", "x", "--arch", ARCH, "--fast", "--no-verify"],
     ],
 )
 def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,9 +215,12 @@ def test_a_verdict_is_raised_and_never_lowered(variant: Callable[[str], Path], t
     assert (raised.path, same) == (first.path, inode)  # recognised, not written again
     assert parity["verdict"] == "verified" and parity["worst"]["error"] < 1e-12
     assert raised.manifest["versions"]["tensorflow"]
-    last, same, later = run(verify=False)
-    assert (last.path, same) == (first.path, inode)
-    assert later == parity
+    report = report_path(first.path).read_bytes()
+    for less in ({"verify": False}, {"fast": True}):
+        last, same, later = run(**less)
+        assert (last.path, same) == (first.path, inode)
+        assert later == parity and report_path(first.path).read_bytes() == report
+    assert len(parity["runs"]) == 3 and len(last.traces) == 1
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".json", ".pth"]  # and the proof's report
 
     # A damaged file under the name is replaced by what the name says; its verdict belongs to the content, and stays.

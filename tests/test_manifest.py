@@ -210,6 +210,12 @@ def test_a_verdict_is_raised_and_never_lowered(old: dict[str, Any]) -> None:
     newer = copy.deepcopy(verified)
     newer["parity"]["worst"]["error"] = 5e-15
     assert merged(newer, verified)["parity"] == newer["parity"]
+    longer = copy.deepcopy(verified)
+    longer["parity"]["runs"].append({"size": [65, 65], "output_stride": 32, "input": "image"})
+    assert merged(verified, longer)["parity"] == longer["parity"] == merged(longer, verified)["parity"]
+    other = copy.deepcopy(verified)
+    other["parity"]["runs"] = [{"size": [64, 80], "output_stride": 32, "input": "image"}]
+    assert merged(other, longer)["parity"] == other["parity"]
 
 
 def test_synthetic_weights_stay_synthetic(old: dict[str, Any]) -> None:

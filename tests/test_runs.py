@@ -67,6 +67,11 @@ def test_a_proof_runs_the_large_size_small_ones_strides_and_probes() -> None:
     assert {size[0] % 2 for size in small} == {0, 1} and len(small) < len(SMALL_SIZES)
 
 
+def test_a_fast_proof_runs_the_large_size_alone() -> None:
+    assert proof_runs(source(None), "xception65", fast=True) == [Run((299, 299), float32=True)]
+    assert proof_runs(source((254, 254)), "xception", fast=True) == [Run((254, 254), float32=True)]
+
+
 def test_the_original_has_one_output_stride_and_a_source_its_own_size() -> None:
     runs = proof_runs(source((254, 254)), "xception")
     assert runs[0] == Run((254, 254), float32=True)
