@@ -86,8 +86,8 @@ def _is_whole(value: Mapping[str, Any]) -> bool:
 def merged(new: Manifest, old: Manifest | None) -> Manifest:
     """The new manifest of the same file, keeping what the old one knows better.
 
-    A verdict is only ever raised, a proof gives way to none of fewer runs, synthetic weights stay synthetic, and labels, licence and upstream once given stay
-    until others are given. What was measured of the same contents stays so.
+    A verdict is only ever raised, a proof gives way to none of fewer runs, synthetic weights stay synthetic, and
+    labels, licence and upstream once given stay until others are given. What was measured of the same contents stays.
     """
     if old is None or old.get("content_digest") != new["content_digest"]:
         return new

@@ -54,7 +54,8 @@ def proof_runs(
 ) -> list[Run]:
     """The sizes asked for, or the source's own and small ones at every output stride; and probes.
 
-    `fast` leaves all but the first out. float32 runs at the largest size asked for if that is large enough; by default at the source's own or the published.
+    `fast` leaves all but the first out. float32 runs at the largest size asked for if that is large enough; by default
+    at the source's own or the published.
     """
     own = recognised.model.inputs.size if recognised.model else None
     large = sorted(sizes or [own or DEFAULT_SIZE, DEFAULT_SIZE], key=lambda size: min(size) < FLOAT32_SIDE)
