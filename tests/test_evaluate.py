@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from models import create_model
 from models.preprocess import EvaluationTransform
 from models.processes import Share
 from porting import artifact
-from porting.evaluate import main
+from porting.evaluate import main, parser
 from porting.manifest import merged
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install pillow")
@@ -276,6 +277,16 @@ def test_weights_that_give_no_numbers_are_not_right(
     assert out == "" and "ant/0.png: logits: expected finite numbers" in err
     assert main(arguments(place, "--weights", tmp_path / "broken.pth", "--write")) == 1
     assert "sha256 of broken.pth: expected" in capsys.readouterr().err
+
+
+def test_the_readme_s_commands_are_ones_that_the_program_takes() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("### Measure accuracy\n") : text.index("## Back to TensorFlow\n")]
+    commands = [shlex.split(line) for line in section.splitlines() if "-m porting.evaluate" in line]
+    assert len(commands) == 2
+    for command in commands:
+        given = parser().parse_args(command[command.index("porting.evaluate") + 1 :])
+        assert given.weights == "weights.pth" and (given.write or given.resume)
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,18 +1,20 @@
-"""A real, fine-tuned Xception that a package registry serves, on a real photograph.
+"""A real, fine-tuned Xception that a package registry serves, on real photographs.
 
 `sklesion` (MIT) ships the model: Xception at 254x254 with a Normalization layer before it, as one layer of a model with
-two inputs. The photograph is scikit-learn's china.jpg. Both lie in wheels that are fetched once, checked against their
+two inputs. The photographs are scikit-learn's. All lie in wheels that are fetched once, checked against their
 digests, and kept in pytest's cache folder; nothing of them is installed or run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import signal
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ import pytest
 import torch
 
 from models import create_model
+from models.preprocess import EvaluationTransform
 from porting import ErrorKind, PortingError, PortResult, port
+from porting.evaluate import main as evaluate
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ PHOTOGRAPH = Member(
     "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29",
     # One wheel for every machine: only a picture is taken from it.
     ("--only-binary=:all:", "--platform=manylinux2014_x86_64", "--python-version=3.11", "--implementation=cp"),
+)
+FLOWER = replace(
+    PHOTOGRAPH,
+    path="sklearn/datasets/images/flower.jpg",
+    sha256="a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638",
 )
 # What pip says where nothing answered; any other failure (a wrong digest, a package that is gone) is a failure here.
 NO_REGISTRY = ("Failed to establish a new connection", "Temporary failure in name resolution", "ConnectTimeout",
@@ -147,6 +156,74 @@ def test_features_of_a_photograph_are_what_keras_computes(
     assert np.abs(found - expected).max() <= 2e-5 * largest
     # The published preprocessing gives other features: the manifest's is what makes them equal.
     assert np.abs(features([0.5] * 3, [0.5] * 3) - expected).max() > 1e-2 * largest
+
+
+def pictures(folder: Path, fetched: Callable[[Member], Path]) -> Path:
+    """Cuttings of two photographs: of their left halves to train on, of their right halves to evaluate on."""
+    from PIL import Image
+
+    for name, photograph in (("temple", PHOTOGRAPH), ("flower", FLOWER)):
+        with Image.open(fetched(photograph)) as image:
+            for split, left in (("train", 0), ("val", image.width // 2)):
+                (folder / split / name).mkdir(parents=True)
+                for number in range(3 if split == "train" else 2):
+                    x, y = left + 40 * number, 90 * number
+                    image.crop((x, y, x + 220, y + 220)).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+def test_accuracy_of_a_head_on_real_pictures(
+    result: PortResult,
+    fetched: Callable[[Member], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The ported backbone under a head that is trained here, evaluated as any weights."""
+    from PIL import Image
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own handlers stay
+    labels = ["flower", "temple"]
+    place = pictures(tmp_path, fetched)
+    network: Any = create_model("xception", pretrained=result.path).eval()
+    transform = EvaluationTransform(network.preprocessing)
+
+    def features_of(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        paths = sorted((place / split).rglob("*.png"))
+        with torch.no_grad():
+            found = network(torch.stack([transform(Image.open(path)) for path in paths]))
+        return found, torch.tensor([labels.index(path.parent.name) for path in paths])
+
+    features, targets = features_of("train")
+    head = torch.nn.Linear(2048, 2)
+    torch.nn.init.zeros_(head.weight)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.5 / float(features.square().sum(1).mean()))
+    for _ in range(50):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(features), targets).backward()
+        optimizer.step()
+
+    state = network.state_dict() | {f"fc.{name}": value.detach() for name, value in head.named_parameters()}
+    torch.save(state, tmp_path / "weights.pth")
+    digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
+    entry = {"name": "weights.pth", "format": "pth", "bytes": (tmp_path / "weights.pth").stat().st_size}
+    manifest = {**result.manifest, "num_classes": 2, "labels": labels, "files": [{**entry, "sha256": digest}]}
+    manifest["head"] = {"kind": "dense", "activation": "softmax"}
+    (tmp_path / "weights.json").write_text(json.dumps(manifest))
+    command = ["--weights", str(tmp_path / "weights.pth"), "--data", str(place / "val"), "--workers", "0"]
+    assert evaluate([*command, "--write"]) == 0
+    found = json.loads((tmp_path / "weights.json").read_text())["evaluation"]
+    features, targets = features_of("val")
+    with torch.no_grad():
+        right = int((head(features).argmax(1) == targets).sum())
+    assert right >= 3 and (found["images"], found["unreadable"]) == (4, 0)
+    assert found["top1"] == pytest.approx(100 * right / 4, abs=1e-6) and found["loss"] < 0.5
+    assert f"{100 * right / 4:.3f} %" in capsys.readouterr().out
+
+    # The control: the same outputs under each other's names.
+    (tmp_path / "weights.json").write_text(json.dumps({**manifest, "labels": labels[::-1]}))
+    assert evaluate([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["correct"] == {"top1": 4 - right, "top5": 4}
 
 
 def test_its_head_is_refused_layer_by_layer(fetched: Callable[[Member], Path], tmp_path: Path) -> None:
