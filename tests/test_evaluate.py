@@ -15,7 +15,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,14 +22,12 @@ import models.evaluation
 from models import create_model
 from models.preprocess import EvaluationTransform
 from models.processes import Share
-from porting import artifact
 from porting.evaluate import main, parser
 from porting.manifest import merged
+from tests.evaluation_files import LABELS, READABLE, write_images, write_weights
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install pillow")
 
-LABELS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
-READABLE = 13
 BATCH = "2"  # eight batches, the last of one image: four and four for two processes, three, three and two for three
 
 
@@ -38,46 +35,8 @@ BATCH = "2"  # eight batches, the last of one image: four and four for two proce
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of seven classes with their manifest; two images of each class, and one that is damaged."""
     root = tmp_path_factory.mktemp("evaluate")
-    random = np.random.default_rng(0)
-    for name in LABELS:
-        (root / "val" / name).mkdir(parents=True)
-        for number in range(2):
-            pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "val" / name / f"{number}.png")
-    (root / "val" / "cat" / "1.png").write_bytes((root / "val" / "cat" / "0.png").read_bytes()[:500])
-    (root / "val" / "fox" / "2.JPEG").write_bytes(b"\xff\xd8 not a picture")
-    torch.manual_seed(1)
-    network: Any = create_model("xception", num_classes=len(LABELS))
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # the statistics of the one batch that follows
-    with torch.no_grad():
-        network(torch.rand(8, 3, 39, 39) * 2 - 1)
-        network.fc.weight *= 30  # answers that differ
-    with artifact.temporary_file(root) as file:
-        artifact.write_state(file, network.state_dict())
-        digest = artifact.file_digest(Path(file.name))
-        path, _ = artifact.final_path(root, "xception", digest)
-        artifact.publish({path: file})
-    preprocessing = {
-        "input_size": [3, 39, 39], "interpolation": "bilinear", "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3,
-    }  # fmt: skip
-    manifest = {
-        "schema_version": 1,
-        "arch": "xception",
-        "num_classes": len(LABELS),
-        "variant": {"folded": False, "dtype": "float32", "bn_eps": 1e-3},
-        "head": {"kind": "dense", "activation": "softmax"},
-        "labels": LABELS,
-        "source": {"synthetic": False},
-        "parity": {"verdict": "unverified"},
-        "content_digest": "0" * 64,
-        "files": [{"name": path.name, "format": "pth", "bytes": path.stat().st_size, "sha256": digest}],
-        "preprocessing": preprocessing,
-        "licence": "unknown",
-        "upstream": "unknown",
-    }
-    path.with_suffix(".json").write_text(json.dumps(manifest))
+    write_images(root / "val")
+    write_weights(root)
     return root
 
 
@@ -149,17 +108,27 @@ def test_it_counts_what_a_plain_loop_counts(one: dict[str, Any], expected: dict[
     assert one["data"].startswith("val, 15 images of 7 classes, digest ") and one["published"] is None
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_any_number_of_processes_says_the_same(place: Path, one: dict[str, Any], processes: int) -> None:
-    """To the last bit of the loss."""
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "porting.evaluate"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, *arguments(place, "--json")],
-        capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0 and result(done.stdout) == one, done.stderr
-    assert done.stderr.count("cat/1.png: not an image that can be read") == 1
-    assert done.stderr.count("fox/2.JPEG: not an image that can be read") == 1
+def test_any_number_of_processes_says_the_same(place: Path, one: dict[str, Any], tmp_path: Path) -> None:
+    """To the last bit of the loss; and three go on where two have left off."""
+    state = tmp_path / "state.jsonl"
+    launcher = ["torch.distributed.run", "--standalone", "-m", "porting.evaluate"]
+
+    def run(processes: int) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher[:2], "--nproc-per-node", str(processes), *launcher[2:],
+             *arguments(place, "--json", "--resume", state)],
+            capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0 and result(done.stdout) == one, done.stderr
+        return done.stderr
+
+    err = run(2)
+    assert err.count("cat/1.png: not an image that can be read") == 1
+    assert err.count("fox/2.JPEG: not an image that can be read") == 1
+    lines = state.read_text().splitlines(keepends=True)
+    assert len(lines) == 9 and {json.loads(line)["batch"] for line in lines[1:]} == set(range(8))
+    state.write_text("".join([lines[0], *(line for line in lines[1:] if json.loads(line)["batch"] in (1, 4, 6))]))
+    assert "3 of 8 batches are done" in run(3)
 
 
 def test_a_process_that_hears_nothing_of_the_others_does_not_answer(
