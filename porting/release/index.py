@@ -194,8 +194,8 @@ def defects_of(entry: Mapping[str, Any], described: Description) -> list[Defect]
     said: dict[str, Any] = {**described.said(), "evaluation": described.evaluation, "published": published(described)}
     if said["content_digest"] is None:
         del said["content_digest"]
-    wanted = sorted((f"{WEIGHTS}/{one.name}", one.bytes, one.sha256, one.format) for one in described.files)
-    found = sorted((one["path"], one["bytes"], one["sha256"], one.get("format")) for one in entry["files"])
+    wanted = [(f"{WEIGHTS}/{one.name}", one.bytes, one.sha256, one.format) for one in described.files]
+    found = [(one["path"], one["bytes"], one["sha256"], one.get("format")) for one in entry["files"]]
     defects = [
         Defect(f"{INDEX}: {described.stem}: {name}", repr(entry.get(name)), f"{value!r}, as the manifest says")
         for name, value in said.items()
