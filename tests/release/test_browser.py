@@ -286,7 +286,6 @@ def test_five_hundred_files_are_fast(browser: Any, weights: Path, tmp_path: Path
         document.body.offsetHeight;
         return performance.now() - start;
     }"""
-    took = page.evaluate(timing); print("TOOK", took)
-    assert took < 1500  # milliseconds; 60 on a quiet machine
+    assert page.evaluate(timing) < 1500  # milliseconds; measured: 55
     assert len(rows(page)) == 1
     page.close()

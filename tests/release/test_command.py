@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from porting.release.__main__ import main
+from porting.release.__main__ import main, parser
 from tests.release import samples
 
 ROOT = Path(__file__).parents[2]
@@ -68,3 +70,18 @@ def test_serve_shows_the_site_on_loopback_until_it_is_ended(mixed_site: Path) ->
 def test_serve_needs_a_site(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", str(tmp_path)]) == 1
     assert "index.html: missing" in capsys.readouterr().err
+
+
+def test_the_readme_names_commands_that_there_are() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## Publish a downloads page") : text.index("## The manifest")]
+    commands = re.findall(r"^python -m porting\.release (.*)$", section, re.MULTILINE)
+    assert [parser().parse_args(shlex.split(command)).command for command in commands] == ["build", "serve", "verify"]
+    for option in re.findall(r"--[a-z-]+", section):
+        assert option in parser_help(), option
+
+
+def parser_help() -> str:
+    """The help of every command."""
+    (commands,) = (action for action in parser()._actions if isinstance(action.choices, dict))
+    return "".join(command.format_help() for command in (commands.choices or {}).values())
