@@ -1,4 +1,4 @@
-"""`python -m porting.convert`: port one source, prove it, emit it."""
+"""`python -m porting.convert`: port sources, prove them, emit them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from porting import rules, terminal
+from porting.errors import PortingError
+from porting.origins import AUTO
 from porting.request import DTYPES, contradiction
 
 if TYPE_CHECKING:
     from porting.pipeline import PortResult
+    from porting.reference import SharedReference
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m porting.convert",
         description="Port TensorFlow Xception weights to PyTorch, prove every layer against TensorFlow, emit a .pth.",
-        epilog="The emitted file's path is the last line on stdout. Exit codes: 0 done, 1 a check failed or the input "
-        "is bad, 2 usage.",
+        epilog="The emitted file's path is the last line on stdout; of several sources, each has its line. Exit codes: "
+        "0 done, 1 a check failed or the input is bad, of any source, 2 usage.",
     )
     add = result.add_argument
     add(
         "--src",
-        default="official",
+        action="extend",
+        nargs="+",
         help="checkpoint (prefix, .index or folder), SavedModel, frozen graph, Keras file, archive of one, URL, "
-        "official (the network's published file) or synthetic[:SEED] (default: %(default)s)",
+        "official (the network's published file, the default) or synthetic[:SEED]; several of them, or a pattern such "
+        "as 'models/*.h5', are ported one after the other",
     )
-    add("--arch", required=True, choices=rules.ARCHS, help="the network that the source holds")
+    add("--arch", required=True, choices=(*rules.ARCHS, AUTO), help="the network that the source holds; auto finds out")
     add("--out", default="checkpoints", metavar="DIR", help="where to emit (default: %(default)s)")
     add("--keep-background", action="store_true", help="keep class 0 (background) of a 1001-class classifier")
     add("--ema", action="store_true", help="take ExponentialMovingAverage shadows instead of the plain variables")
@@ -70,13 +76,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return terminal.run(lambda: _convert(arguments))
 
 
+def sources(asked: Sequence[str]) -> list[str]:
+    """What `--src` names, patterns expanded in order; what matches nothing stays as it is, and will be missing."""
+    found: list[str] = []
+    for one in asked:
+        matching = sorted(glob(one)) if has_magic(one) and not Path(one).exists() else []  # noqa: PTH207 - any pattern
+        found += matching or [one]
+    return list(dict.fromkeys(found))
+
+
 def _convert(arguments: argparse.Namespace) -> int:
+    """Port every source; one that fails does not keep the others from being ported."""
+    from porting.reference import SharedReference
+
+    wanted = sources(arguments.src or ["official"])
+    with SharedReference(arguments.reference_python) as tensorflow:
+        if len(wanted) == 1:
+            return _port(wanted[0], arguments, tensorflow)
+        failed = 0
+        for src in wanted:
+            try:
+                _port(src, arguments, tensorflow)
+            except PortingError as error:
+                failed += 1
+                terminal.note(f"error: {error}")
+            sys.stdout.flush()
+    if failed:
+        terminal.note(f"{failed} of {len(wanted)} sources failed")
+    return terminal.FAILED if failed else terminal.DONE
+
+
+def _port(src: str, arguments: argparse.Namespace, tensorflow: SharedReference) -> int:
     from porting.pipeline import port
 
     bars = terminal.Bars()
     try:
         result = port(
-            arguments.src,
+            src,
             arguments.arch,
             out=arguments.out,
             keep_background=arguments.keep_background,
@@ -91,7 +127,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             upstream=arguments.upstream,
             verify=not arguments.no_verify,
             fast=arguments.fast,
-            reference_python=arguments.reference_python,
+            tensorflow=tensorflow,
             progress=bars,
         )
     finally:

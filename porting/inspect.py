@@ -52,10 +52,11 @@ def inspect(src: str, arch: str = "") -> Inspection:
         PortingError: it cannot be opened.
     """
     from porting.origins import Quiet, find
+    from porting.reference import SharedReference
     from porting.sources import open_source
 
     with ExitStack() as stack:
-        origin = find(src, arch, stack, Quiet())
+        origin = find(src, arch, stack, Quiet(), stack.enter_context(SharedReference()))
         source = stack.enter_context(open_source(origin.path))
         integrity, problems = _integrity(source)
         fits, options, nearest, roles = _fits(source)

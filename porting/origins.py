@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 from porting.errors import ErrorKind, PortingError
 
 if TYPE_CHECKING:
-    from porting.reference import Reference
+    from porting.reference import SharedReference
 
 SYNTHETIC, OFFICIAL = "synthetic", "official"
+AUTO = "auto"  # in a network's place: whichever the source fits
 UNKNOWN = "unknown"
 
 
@@ -42,7 +43,6 @@ class Origin:
         name: for manifests and summaries.
         synthetic: whether its weights are random.
         licence, upstream: as published, or "unknown".
-        reference: TensorFlow's process, where it runs already.
     """
 
     path: Path
@@ -50,20 +50,24 @@ class Origin:
     synthetic: bool = False
     licence: str = UNKNOWN
     upstream: str = UNKNOWN
-    reference: Reference | None = None
 
 
-def find(src: str | Path, arch: str, stack: ExitStack, progress: Progress) -> Origin:
+def find(src: str | Path, arch: str, stack: ExitStack, progress: Progress, tensorflow: SharedReference) -> Origin:
     """Resolve what a user names to something on disk, fetching or writing it where that is asked for.
 
     Args:
         src: a path, an http(s) URL, "official", or "synthetic[:SEED]".
+        arch: a network, or "auto".
         stack: what a synthetic source needs ends with it.
+        tensorflow: writes a synthetic source.
 
     Raises:
-        PortingError: as `porting.sources.download.fetch` says; or a seed that is no number.
+        PortingError: as `porting.sources.download.fetch` says; a seed that is no number; or "auto" for what only the
+            network's name leads to.
     """
     text = str(src)
+    if arch == AUTO and text.partition(":")[0] in (OFFICIAL, SYNTHETIC):
+        raise PortingError(ErrorKind.MISSING, src, ["there is one for each network"], "Say which with --arch.")
     if text == OFFICIAL:
         from porting.sources.download import fetch, official
 
@@ -80,11 +84,8 @@ def find(src: str | Path, arch: str, stack: ExitStack, progress: Progress) -> Or
         raise PortingError(
             ErrorKind.MISSING, src, [f"the seed is a whole number, found {seed!r}"], "Give synthetic, or synthetic:7."
         )
-    from porting.reference import Reference
-
-    reference = stack.enter_context(Reference(src))
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="porting-synthetic-"))
     progress.start("TensorFlow writes a synthetic source", 1)
-    path = reference.synthesize(arch, int(seed or 0), Path(folder))
+    path = tensorflow.take(src).synthesize(arch, int(seed or 0), Path(folder))
     progress.step()
-    return Origin(path, text, synthetic=True, reference=reference)
+    return Origin(path, text, synthetic=True)

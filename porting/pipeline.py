@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from porting import artifact, rules
+from porting.errors import ErrorKind, PortingError
 from porting.findings import report
 from porting.formats import check_possible, entries, timm_note, with_older, write, write_hf
 from porting.forms import Form
@@ -25,10 +26,10 @@ from porting.manifest import (
     report_path,
     versions,
 )
-from porting.origins import UNKNOWN, Origin, Progress, Quiet, find
-from porting.plan import Options, Plan, build_plan
+from porting.origins import AUTO, UNKNOWN, Origin, Progress, Quiet, find
+from porting.plan import Options, Plan, build_plan, fitting_archs, nearest_arch
 from porting.recognition import DEFAULT_SIZE, Recognised, recognise
-from porting.reference import Reference
+from porting.reference import SharedReference
 from porting.report.files import as_text
 from porting.request import HF, PTH, contradiction
 from porting.sources import open_source
@@ -80,6 +81,7 @@ def port(
     verify: bool = True,
     fast: bool = False,
     reference_python: str | None = None,
+    tensorflow: SharedReference | None = None,
     progress: Progress | None = None,
 ) -> PortResult:
     """Port a source to PyTorch, prove it against TensorFlow, and emit it.
@@ -87,7 +89,7 @@ def port(
     Args:
         src: a path to any container that `porting.sources` reads, an http(s) URL, "official" for the network's
             published file, or "synthetic[:SEED]" for random weights that TensorFlow writes.
-        arch: xception, xception41, xception65 or xception71.
+        arch: xception, xception41, xception65 or xception71, or "auto" for the one that the source fits.
         out: folder for the result; created.
         keep_background: keep class 0 of a 1001-class classifier.
         ema: take ExponentialMovingAverage shadows.
@@ -101,6 +103,7 @@ def port(
         verify: prove the port; without it the manifest says unverified.
         fast: verify at one size, the source's own or 299x299, and not at small sizes, other strides or with probes.
         reference_python: the interpreter that runs TensorFlow; default this one.
+        tensorflow: its process, for several ports one after the other; default one of this port's own.
         progress: told of each stage and step.
 
     Raises:
@@ -108,8 +111,8 @@ def port(
             could not be written. Nothing is left behind.
         ValueError: no such arch, dtype or format, or options that contradict each other.
     """
-    if arch not in rules.ARCHS:
-        raise ValueError(f"arch: expected one of {', '.join(rules.ARCHS)}, found {arch!r}")
+    if arch not in (*rules.ARCHS, AUTO):
+        raise ValueError(f"arch: expected one of {', '.join(rules.ARCHS)} or {AUTO}, found {arch!r}")
     if problem := contradiction(arch, fold_bn, bn_eps, dtype, formats):
         raise ValueError(problem)
     form = Form(fold_bn, dtype, bn_eps)
@@ -117,7 +120,8 @@ def port(
     watch = progress or Quiet()
     folder = Path(out).absolute()
     with ExitStack() as stack:
-        origin = find(src, arch, stack, watch)
+        tensorflow = tensorflow or stack.enter_context(SharedReference(reference_python))
+        origin = find(src, arch, stack, watch, tensorflow)
         origin = replace(
             origin,
             licence=origin.licence if licence == UNKNOWN else licence,
@@ -125,15 +129,14 @@ def port(
         )
         source = stack.enter_context(open_source(origin.path))
         recognised = recognise(source)
-        plan = build_plan(recognised.contents, arch, Options(keep_background, ema, backbone_only))
+        options = Options(keep_background, ema, backbone_only)
+        if arch == AUTO:
+            arch = _fitting(origin, recognised, options, fold_bn, bn_eps, dtype, formats)
+        plan = build_plan(recognised.contents, arch, options)
         check_possible(formats, plan, origin.path)
         source.verify_files()
         names = read_labels(Path(labels), plan.classes, recognised.activation) if labels is not None else None
-        reference = origin.reference
-        if verify and reference is None:
-            reference = stack.enter_context(
-                Reference(src, reference_python)
-            )  # TensorFlow starts while the weights are read
+        reference = tensorflow.take(src) if verify else None  # it starts while the weights are read
         artifact.prepare_folder(folder)
         state = form.apply(arch, read_weights(plan, source, recognised.contents, watch))
         form.check(plan, recognised.contents, state)
@@ -183,6 +186,19 @@ def port(
             artifact.write_text(finished[report_path(beside)], as_text(found))
         artifact.publish(finished)
     return PortResult(final, manifest, proof.traces if proof else (), found, notes, time.monotonic() - began)
+
+
+def _fitting(origin: Origin, recognised: Recognised, options: Options, *asked: Any) -> str:
+    """The network that a source fits, or the nearest: its plan then says what is missing.
+
+    Raises:
+        PortingError: mismatch, where what is asked for is not possible for this network.
+    """
+    fits = fitting_archs(recognised.contents, options)
+    arch = fits[0] if fits else nearest_arch(recognised.contents, options)[0]
+    if problem := contradiction(arch, *asked):
+        raise PortingError(ErrorKind.MISMATCH, origin.path, [problem], f"It holds {arch}: port it by itself.")
+    return arch
 
 
 def _timm_notes(arch: str, form: Form, formats: Sequence[str]) -> tuple[str, ...]:

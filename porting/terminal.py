@@ -35,7 +35,7 @@ def run(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted: nothing was emitted", file=sys.stderr)
+        print("interrupted: nothing unfinished was emitted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; the result is on disk all the same.

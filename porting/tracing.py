@@ -10,7 +10,7 @@ from porting import artifact
 from porting.origins import Progress, Quiet, find
 from porting.plan import Options, build_plan
 from porting.recognition import recognise, reference_name, reference_source
-from porting.reference import Reference
+from porting.reference import SharedReference
 from porting.reference.frames import Frame
 from porting.reference.recording import IMAGE, Recorder
 from porting.runs import image, proof_runs
@@ -41,12 +41,13 @@ def trace(
     """
     out, watch = Path(out).absolute(), progress or Quiet()
     with ExitStack() as stack:
-        origin = find(src, arch, stack, watch)
+        tensorflow = stack.enter_context(SharedReference(reference_python))
+        origin = find(src, arch, stack, watch, tensorflow)
         source = stack.enter_context(open_source(origin.path))
         recognised = recognise(source)
         plan = build_plan(recognised.contents, arch, options)
         source.verify_files()
-        reference = origin.reference or stack.enter_context(Reference(src, reference_python))
+        reference = tensorflow.take(src)
         name = reference.open(reference_source(recognised, plan)) or reference_name(recognised, plan)
         runs = proof_runs(recognised, plan.arch, sizes)
         artifact.prepare_folder(out.parent)

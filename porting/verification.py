@@ -21,10 +21,10 @@ from porting.findings import layer_of, report
 from porting.forms import Form, form_of
 from porting.manifest import VERIFIED, Manifest, check_chain, merged, read_manifest, versions
 from porting.networks import UserNetwork, user_network
-from porting.origins import Progress, Quiet, find
+from porting.origins import AUTO, Progress, Quiet, find
 from porting.plan import Options, Plan, build_plan, fitting_archs
 from porting.recognition import Recognised, recognise, reference_name, reference_source
-from porting.reference import Recording, Reference
+from porting.reference import Recording, Reference, SharedReference
 from porting.runs import proof_runs
 from porting.sources import open_source
 from porting.weights_file import check_digest, read_weights_file, with_counters
@@ -92,7 +92,8 @@ def verify(
     form = _form(weights, manifest, state)
     arch = arch or (manifest["arch"] if manifest else None)
     with ExitStack() as stack:
-        origin = find(src, arch or "", stack, watch)
+        tensorflow = stack.enter_context(SharedReference(reference_python))
+        origin = find(src, arch or AUTO, stack, watch, tensorflow)
         recognised = recognise(stack.enter_context(open_source(origin.path)))
         plan = _plan(weights, recognised, state, arch, ema)
         if manifest:
@@ -102,9 +103,9 @@ def verify(
         recording = stack.enter_context(Recording(Path(trace))) if trace else None
         if recording:
             recording.check(plan.arch, recognised.source.digest())
-        reference = origin.reference
-        if not weights_only and recording is None and reference is None:
-            reference = stack.enter_context(Reference(src, reference_python))
+        reference = None
+        if not weights_only and recording is None:
+            reference = tensorflow.take(src)  # it starts while the weights are compared
         faults = compare_weights(plan, recognised.source, recognised.contents, form.arrays(state), form)
         proof = None
         if not weights_only and not any(math.isinf(fault.error) for fault in faults):

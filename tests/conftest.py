@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+import porting.reference
 from porting import pipeline, proof, tracing, verification
 from porting.recognition import Recognised
 from porting.reference import Reference
@@ -45,8 +47,9 @@ def one_reference(_kept_reference: Reference, monkeypatch: pytest.MonkeyPatch) -
     """
     for prover in (proof, verification):
         monkeypatch.setattr(prover, "proof_runs", _few_runs)
-    for module in (pipeline, verification, tracing):
-        monkeypatch.setattr(module, "Reference", lambda *_: nullcontext(_kept_reference))
+    shared = SimpleNamespace(take=lambda _file: _kept_reference)
+    for module in (porting.reference, pipeline, verification, tracing):
+        monkeypatch.setattr(module, "SharedReference", lambda *_: nullcontext(shared))
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ import torch
 
 from models import create_model
 from porting import PortingError, PortResult, port
-from porting.convert import main
+from porting.convert import main, sources
 from porting.manifest import read_labels, report_path
+from porting.reference import shared
 from tests.checkpoint_writer import KERNEL, SHADOW, golden_variables
 from tests.commands import ROOT, convert, convert_command
 
@@ -195,6 +196,73 @@ def test_a_bar_on_a_terminal(variant: Callable[[str], Path], tmp_path: Path) -> 
     assert re.search(rb"\rreading: +\d+%\|.*\d+/422 \[", seen)
     assert b"UNVERIFIED" in seen
     assert re.fullmatch(rf"{re.escape(str(tmp_path))}/tf_xception_41-[0-9a-f]{{8}}\.pth\n", out)
+
+
+# --- several at once ------------------------------------------------------------------------------------------------
+
+
+def test_several_sources_are_ported_and_a_bad_one_does_not_stop_them(
+    variant: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.h5"
+    bad.write_bytes(b"nothing")
+    sources = [variant("golden41"), bad, tmp_path / "*.none", variant("classes21"), variant("golden41")]
+    options = ["--arch", "auto", "--no-verify", "--out", str(tmp_path / "out"), "--json"]
+    assert main(["--src", *map(str, sources[:2]), "--src", *map(str, sources[2:]), *options]) == 1
+    out, err = capsys.readouterr()
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(one["arch"], one["num_classes"]) for one in found] == [(ARCH, 1000), (ARCH, 21)]
+    assert all(Path(one["path"]).is_file() for one in found)
+    assert f"error: {bad}: " in err and f"error: {tmp_path / '*.none'}: missing" in err
+    assert "2 of 4 sources failed" in err and "Traceback" not in err
+
+
+def test_a_pattern_names_sources_in_order(tmp_path: Path) -> None:
+    for name in ("b.h5", "a.h5", "[x].h5"):
+        (tmp_path / name).touch()
+    pattern, literal = f"{tmp_path}/?.h5", str(tmp_path / "[x].h5")
+    assert sources([pattern, literal, pattern]) == [f"{tmp_path}/a.h5", f"{tmp_path}/b.h5", literal]
+    assert sources(["none*"]) == ["none*"]
+
+
+@pytest.mark.usefixtures("one_reference")
+def test_several_sources_are_proved_and_auto_finds_each_network(
+    variant: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--src", str(variant("golden41")), str(variant("classes21")), "--arch", "auto", "--fast",
+                 "--out", str(tmp_path)]) == 0  # fmt: skip
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    verdicts = [json.loads(path.with_suffix(".json").read_text())["parity"]["verdict"] for path in paths]
+    assert verdicts == ["verified", "verified"]
+
+
+@pytest.mark.parametrize("source", ["official", "synthetic", "synthetic:3"])
+def test_auto_needs_a_source_to_look_at(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--src", source, "--arch", "auto", "--out", str(tmp_path)]) == 1
+    assert f"error: {source}: missing: there is one for each network" in capsys.readouterr().err
+
+
+class _Process:
+    """What SharedReference asks of TensorFlow's process."""
+
+    def __init__(self, file: object, python: str | None) -> None:
+        self.file, self.python, self.is_idle, self.closed = file, python, True, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_tensorflow_starts_once_and_anew_where_a_port_broke_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "Reference", _Process)
+    with shared.SharedReference("py") as references:
+        assert references.process is None
+        first: Any = references.take("a")
+        assert references.take("b") is first
+        assert (first.file, first.python, first.closed) == ("b", "py", False)
+        first.is_idle = False
+        second: Any = references.take("c")
+        assert second is not first and first.closed and not second.closed
+    assert second.closed and references.process is None
 
 
 # --- asked twice ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 
 import porting
 from porting import PortingError, origins
+from porting.reference import SharedReference
 from porting.sources import download
 from porting.sources.official import OfficialSource
 
@@ -87,6 +88,6 @@ def test_a_seed_is_a_whole_number(tmp_path: Path, seed: str) -> None:
 
 def test_a_file_called_synthetic_is_still_reachable(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
-        origin = origins.find("./synthetic", "xception41", stack, origins.Quiet())
+        origin = origins.find("./synthetic", "xception41", stack, origins.Quiet(), SharedReference())
     assert origin.path == Path("synthetic")
     assert not origin.synthetic

@@ -15,8 +15,8 @@ from torch import nn
 
 import porting
 from models import create_model
-from porting import PortingError, terminal, verification
-from porting.reference import Reference, ReferenceSource
+from porting import PortingError, terminal
+from porting.reference import Reference, ReferenceSource, shared
 from porting.report import schema
 from porting.tracing import trace
 from porting.verification import verify
@@ -163,7 +163,7 @@ def test_a_trace_file_stands_in_for_tensorflow(
     good, bad = tmp_path / "good.pth", tmp_path / "bad.pth"
     torch.save(right, good)
     torch.save({**right, POINTWISE: -right[POINTWISE]}, bad)
-    monkeypatch.setattr(verification, "Reference", None)  # it must not even be started
+    monkeypatch.setattr(shared, "Reference", None)  # it must not even be started
     found = verify(good, source, trace=path)
     assert (found.verdict, [str(t.run) for t in found.proof.traces]) == ("verified", ["40x45", "71x79, probes"])
     failed = verify(bad, source, trace=path)

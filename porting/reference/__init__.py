@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from porting.reference.client import Activation, Reference, ReferenceSource, tensorflow_available
 from porting.reference.recording import Recording
+from porting.reference.shared import SharedReference
 
-__all__ = ["Activation", "Recording", "Reference", "ReferenceSource", "tensorflow_available"]
+__all__ = ["Activation", "Recording", "Reference", "ReferenceSource", "SharedReference", "tensorflow_available"]

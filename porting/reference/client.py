@@ -115,6 +115,11 @@ class Reference:
                 ErrorKind.MISSING, python, [f"cannot be run: {error.strerror}"], "Give a Python that has TensorFlow."
             ) from None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it lives and waits for a request."""
+        return self.process.poll() is None and not self.tracing
+
     def synthesize(self, arch: str, seed: int, folder: Path) -> Path:
         """Have TensorFlow write a synthetic source into a folder; returns what to port."""
         self._send({"do": "synthesize", "arch": arch, "seed": seed, "folder": str(folder)})
