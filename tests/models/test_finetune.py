@@ -196,7 +196,7 @@ def test_two_processes_do_what_one_does(place: Path, tmp_path: Path, monkeypatch
     # The control: half of each batch, and nothing from the other process.
     monkeypatch.setattr(Share, "total", lambda _, tensor: tensor)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     assert main(arguments(place, tmp_path / "half", *HEAD_ALONE)) == 0
     assert differ(metrics(tmp_path / "one"), metrics(tmp_path / "half")) > 1e-3
