@@ -188,11 +188,9 @@ def _headline(weights: Sequence[Weights], rows: Sequence[Mapping[str, Any]]) -> 
         claim = f"{what}; {verified} of {len(weights)} compared with TensorFlow's own execution, layer by layer."
     warnings = []
     if verified < len(weights):
-        warnings.append(
-            f"{shown.count(len(weights) - verified, 'set')} of weights here: nobody compared them with TensorFlow"
-        )
+        warnings.append(f"{_sets(len(weights) - verified)} not compared with TensorFlow: see the column Parity")
     if synthetic:
-        warnings.append(f"{shown.count(synthetic, 'set')} of weights here: random numbers, for trying things out")
+        warnings.append(f"{_sets(synthetic)} random numbers, for trying things out")
     return {
         "claim": claim,
         "ground": "A file's name ends in the first digits of its SHA-256, which torch.hub checks. Its model card says "
@@ -201,6 +199,10 @@ def _headline(weights: Sequence[Weights], rows: Sequence[Mapping[str, Any]]) -> 
         "caption": f"GMACs: billions of multiply-adds for one image of 299{TIMES}299. Top-1 and top-5: percent right "
         "on ImageNet's validation images, as measured with this very file; “pub.” is what upstream publishes for them.",
     }
+
+
+def _sets(number: int) -> str:
+    return f"{shown.count(number, 'set')} of weights here {'is' if number == 1 else 'are'}"
 
 
 def _tiles(weights: Sequence[Weights], rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:

@@ -37,6 +37,8 @@ def place(source: Path, stage: Path, earlier: Path, listed: Listed, copy: bool) 
         raise PortingError(
             ErrorKind.MISSING, source, ["no such file, and a manifest lists it"], "Port the weights again."
         )
+    if not os.access(source, os.R_OK):
+        raise PortingError(ErrorKind.MISSING, source, ["cannot be read"], "Make it readable.")
     with artifact.output_errors(stage):
         target.parent.mkdir(parents=True, exist_ok=True)
         if _keep(earlier / path, target, source, copy) and not _defects(target, listed):

@@ -118,5 +118,5 @@ def _file(described: Description, listed: Listed, name: str, total: int, base: s
 def percent(evaluation: Mapping[str, Any]) -> str:
     """Top-1 and top-5, and what they were measured on."""
     unreadable = f", {evaluation['unreadable']:,} unreadable" if evaluation["unreadable"] else ""
-    on = f"{count(evaluation['images'], 'image')} of {plain(evaluation['data'])}{unreadable}"
+    on = f"{plain(evaluation['data'])}: {count(evaluation['images'], 'image')}{unreadable}"
     return f"{evaluation['top1']:.3f} / {evaluation['top5']:.3f} percent, loss {evaluation['loss']:.4f}, on {on}"

@@ -55,12 +55,7 @@ def snippets(kind: str) -> list[Snippet]:
     """Every way to use files of a kind."""
     format_, network, *more = kind.split("-")
     bare, in_timm = "bare" in more, "alone" not in more
-    differs = (
-        "timm's legacy_xception takes these keys but pads its max-pools otherwise: results differ a little. The model "
-        "card says by how much."
-        if network == "original"
-        else ""
-    )
+    differs = _OTHERWISE if network == "original" else ""
     found = []
     if format_ == HF:
         found.append(Snippet("Download and check", "bash", _HF_DOWNLOAD))
@@ -78,6 +73,10 @@ def snippets(kind: str) -> list[Snippet]:
     return found
 
 
+_OTHERWISE = (
+    "timm's legacy_xception takes these keys but computes something else: its max-pools pad otherwise, and its epsilon "
+    "is 1e-5, which only weights for that epsilon account for. create_model is exact."
+)
 _OURS = """\
 from models import create_model
 
