@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from porting import rules, terminal
 from porting.errors import PortingError
-from porting.origins import AUTO
+from porting.origins import AUTO, OFFICIAL, is_path
 from porting.request import DTYPES, contradiction
+from porting.sources import require
 
 if TYPE_CHECKING:
     from porting.pipeline import PortResult
@@ -87,9 +88,11 @@ def sources(asked: Sequence[str]) -> list[str]:
 
 def _convert(arguments: argparse.Namespace) -> int:
     """Port every source; one that fails does not keep the others from being ported."""
+    wanted = sources(arguments.src or [OFFICIAL])
+    if len(wanted) == 1 and is_path(wanted[0]):
+        require(wanted[0])  # a mistyped path is told at once, before numpy and PyTorch are loaded
     from porting.reference import SharedReference
 
-    wanted = sources(arguments.src or ["official"])
     with SharedReference(arguments.reference_python) as tensorflow:
         if len(wanted) == 1:
             return _port(wanted[0], arguments, tensorflow)

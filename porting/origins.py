@@ -52,6 +52,12 @@ class Origin:
     upstream: str = UNKNOWN
 
 
+def is_path(src: str | Path) -> bool:
+    """Whether this names something on this machine's disk."""
+    text = str(src)
+    return text != OFFICIAL and text.partition(":")[0] not in (SYNTHETIC, "http", "https")
+
+
 def find(src: str | Path, arch: str, stack: ExitStack, progress: Progress, tensorflow: SharedReference) -> Origin:
     """Resolve what a user names to something on disk, fetching or writing it where that is asked for.
 

@@ -151,6 +151,31 @@ def test_light_modules_import_nothing_heavy() -> None:
     assert modules_after(*light) & HEAVY == set()
 
 
+def loaded_by(*arguments: str) -> set[str]:
+    """What `porting.convert` has loaded when it ends, by a command line."""
+    code = (
+        "import sys\nfrom porting.convert import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print('loaded:', *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name.partition(".")[0] for name in done.stdout.rpartition("loaded:")[2].split()}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--src", "x"], ["--src", "/no/such/file", "--arch", "xception65"]], ids=" ".join
+)
+def test_what_needs_no_weights_loads_nothing_heavy(arguments: list[str]) -> None:
+    assert loaded_by(*arguments) & (HEAVY | {"numpy"}) == set()
+
+
+def test_a_source_that_is_there_loads_numpy(tmp_path: Path) -> None:
+    """The control."""
+    (tmp_path / "empty.h5").touch()
+    assert "numpy" in loaded_by("--src", str(tmp_path / "empty.h5"), "--arch", "xception65")
+
+
 def test_the_pipeline_imports_torch_and_not_tensorflow() -> None:
     """Negative control of the test above; and TensorFlow stays in its own process."""
     assert modules_after("porting.pipeline", "porting.proof") & HEAVY == {"torch"}

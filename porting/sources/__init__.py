@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
+from glob import escape
 from importlib import import_module
 from pathlib import Path
 
 from porting.errors import ErrorKind, PortingError, corrupt, unsupported
 from porting.sources.base import TensorSource, TensorSpec, open_file, read_exactly
 
-__all__ = ["TensorSource", "TensorSpec", "open_source"]
+__all__ = ["TensorSource", "TensorSpec", "open_source", "require"]
 
 # How a file of each format begins: offset, bytes, and the function that opens it, imported when it is needed.
 _BEGINNINGS = (
@@ -49,6 +51,22 @@ def open_source(path: str | os.PathLike[str], *, within: Path | None = None) -> 
         return _open_file(source)
     except OSError as error:  # a name that is too long, a folder that may not be searched
         raise PortingError(ErrorKind.MISSING, path, [error.strerror or str(error)], "Check the path.") from None
+
+
+def require(path: str | os.PathLike[str]) -> None:
+    """Refuse at once, before anything heavy is loaded, a path where nothing begins like this.
+
+    Raises:
+        PortingError: missing, as `open_source` says it.
+    """
+    source = Path(path)
+    with suppress(OSError):  # open_source says it better
+        if not source.exists() and not any(source.parent.glob(f"{escape(source.name)}*")):
+            raise _missing(source)
+
+
+def _missing(path: Path) -> PortingError:
+    return PortingError(ErrorKind.MISSING, path, ["no such file, folder or checkpoint prefix"], _instead_of(path))
 
 
 def _open_with(opener: str, path: Path) -> TensorSource:
@@ -112,7 +130,7 @@ def _open_file(path: Path) -> TensorSource:
 
         if v1_shards(path):
             return _open_prefix(path)
-        raise PortingError(ErrorKind.MISSING, path, ["no such file, folder or checkpoint prefix"], _instead_of(path))
+        raise _missing(path)
     from porting.sources.table import is_table
 
     fd = open_file(path)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from porting.errors import ErrorKind, PortingError
+
+if TYPE_CHECKING:  # a mistyped path is told before NumPy is loaded
+    import numpy as np
+    import numpy.typing as npt
 
 # Bytes an element takes, by the name NumPy (or, for bfloat16, TensorFlow) gives the type. Strings have no fixed size.
 ITEM_SIZE: Mapping[str, int] = {
@@ -160,5 +161,7 @@ def read_exactly(fd: int, buffer: memoryview, offset: int) -> int:
 
 def widen_bfloat16(raw: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     """bfloat16 bit patterns as float32: the upper half of the word, so nothing is rounded."""
+    import numpy as np
+
     wide: npt.NDArray[np.float32] = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return wide
