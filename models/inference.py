@@ -11,9 +11,10 @@ from models.fused import FusedConv2d
 from models.layers import ConvNorm, SeparableConvNorm
 from models.registry import Network
 
-# Two images of 299x299, whose largest maps have 22 MB: a last cache, and what the C library keeps for further use
-# (32 MB, glibc's M_MMAP_THRESHOLD), are of that size. A batch of eight is a fifth faster than all at once.
-_PIXELS_AT_ONCE = 2 * 299 * 299
+# One image of 299x299 before the middle flow, whose largest maps have 11 MB: a last cache, and what the C library keeps
+# for further use (glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD), are of that size. Four images after it, where maps
+# are small and larger products run faster. Measured on batches of eight: tests/benchmarks/forward.py.
+_PIXELS_AT_ONCE = (299 * 299, 4 * 299 * 299)
 
 
 def fold_parameters(

@@ -9,7 +9,7 @@ and an identity stands in the batch norm's place, so that module paths and indic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 import torch
@@ -173,12 +173,19 @@ def is_traced() -> bool:
     return bool(torch.jit.is_tracing()) or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
 
 
-def in_slices(compute: Callable[[Tensor], Tensor], x: Tensor, pixels: int | None) -> Tensor:
-    """`compute(x)` for images (N, C, H, W), on the CPU at most `pixels` of them (and one image) at a time.
+def in_slices(stages: Sequence[Callable[[Tensor], Tensor]], x: Tensor, pixels: Sequence[int] | None) -> Tensor:
+    """The stages of a network one after the other, from images (N, C, H, W).
 
-    Maps that fit in the cache, and in memory that was used before, are up to nine times faster to fill than those that
-    the system must hand out anew.
+    On the CPU each takes at most its number of `pixels` of images (and at least one image) at a time, its results put
+    together for the next. Maps that fit in the cache, and in memory that was used before, are up to nine times faster
+    to fill than those that the system must hand out anew; small maps of later stages gain more from larger products.
     """
-    if pixels is None or is_traced() or x.device.type != "cpu" or len(x) * x.shape[-2] * x.shape[-1] <= pixels:
-        return compute(x)
-    return torch.cat([compute(part) for part in torch.split(x, max(1, pixels // (x.shape[-2] * x.shape[-1])))])
+    if pixels is None or is_traced() or x.device.type != "cpu" or not len(x):
+        for stage in stages:
+            x = stage(x)
+        return x
+    area = x.shape[-2] * x.shape[-1]
+    for stage, most in zip(stages, pixels, strict=True):
+        images = max(1, most // area)
+        x = stage(x) if len(x) <= images else torch.cat([stage(part) for part in torch.split(x, images)])
+    return x

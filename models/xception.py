@@ -134,7 +134,7 @@ class Xception(nn.Module):
         self.in_chans = in_chans
         self.folded = folded
         self.grad_checkpointing = False
-        self.pixels_at_once: int | None = None  # see layers.in_slices; set by optimize_for_inference
+        self.pixels_at_once: tuple[int, int] | None = None  # see layers.in_slices; set by optimize_for_inference
         self.num_features = self.head_hidden_size = 2048
         self.feature_info: FeatureInfo = select_maps(MAPS, out_indices)
         self.features_only = out_indices is not None
@@ -161,33 +161,41 @@ class Xception(nn.Module):
             self.drop = nn.Dropout(drop_rate)
             self.fc = classifier(self.num_features, num_classes)
 
-    def _run(self, x: Tensor, maps: list[Tensor] | None) -> Tensor:
-        check_images(x, self.in_chans, self.smallest_input)
+    def _entry(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Everything before the eight equal blocks of the middle flow."""
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.act2(self.bn2(self.conv2(x)))
         if maps is not None:
             maps.append(x)
+        return self._through(range(1, 4), x, maps)
+
+    def _middle_and_exit(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        x = self._through(range(4, len(BLOCKS) + 1), x, maps)
+        x = self.act3(self.bn3(self.conv3(x)))
+        last: Tensor = self.act4(self.bn4(self.conv4(x)))
+        return last
+
+    def _through(self, blocks: range, x: Tensor, maps: list[Tensor] | None) -> Tensor:
         tapped = {one.module.split(".")[0] for one in MAPS}
-        for index in range(1, len(BLOCKS) + 1):
+        for index in blocks:
             name = f"block{index}"
             taps = maps if name in tapped else None
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(getattr(self, name), x, taps, use_reentrant=False)
             else:
                 x = getattr(self, name)(x, taps)
-        x = self.act3(self.bn3(self.conv3(x)))
-        last: Tensor = self.act4(self.bn4(self.conv4(x)))
-        return last
+        return x
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, (N, 2048, H/32, W/32), after the last ReLU."""
         check_images(x, self.in_chans, self.smallest_input)
-        return in_slices(lambda part: self._run(part, None), x, self.pixels_at_once)
+        return in_slices((self._entry, self._middle_and_exit), x, self.pixels_at_once)
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """The maps that `feature_info` selects, shallowest first."""
+        check_images(x, self.in_chans, self.smallest_input)
         maps: list[Tensor] = []
-        maps.append(self._run(x, maps))
+        maps.append(self._middle_and_exit(self._entry(x, maps), maps))
         return [maps[index] for index in self.feature_info.out_indices]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

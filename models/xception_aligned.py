@@ -39,10 +39,11 @@ class UnitConfig:
 
 @dataclass(frozen=True)
 class AlignedConfig:
-    """One network: its name and its units in order."""
+    """One network: its name, its units in order, and how many of them are the entry flow's."""
 
     name: str
     units: tuple[UnitConfig, ...]
+    entry_units: int
 
 
 def _config(name: str, entry: Sequence[tuple[int, int]], middle: int) -> AlignedConfig:
@@ -50,7 +51,7 @@ def _config(name: str, entry: Sequence[tuple[int, int]], middle: int) -> Aligned
     units = [UnitConfig((channels, channels, channels), stride) for channels, stride in entry]
     units += [UnitConfig((728, 728, 728))] * middle
     units += [UnitConfig((728, 1024, 1024), 2), UnitConfig((1536, 1536, 2048), 1, last=True)]
-    return AlignedConfig(name, tuple(units))
+    return AlignedConfig(name, tuple(units), len(entry))
 
 
 XCEPTION41 = _config("xception41", [(128, 2), (256, 2), (728, 2)], middle=8)
@@ -154,7 +155,7 @@ class XceptionAligned(nn.Module):
         self.in_chans = in_chans
         self.folded = folded
         self.grad_checkpointing = False
-        self.pixels_at_once: int | None = None  # see layers.in_slices; set by optimize_for_inference
+        self.pixels_at_once: tuple[int, int] | None = None  # see layers.in_slices; set by optimize_for_inference
         self.drop_rate = drop_rate
         self.stem = nn.Sequential(ConvNorm(in_chans, 32, 3, 2, folded=folded), ConvNorm(32, 64, 3, folded=folded))
         self.blocks = nn.Sequential()
@@ -176,10 +177,15 @@ class XceptionAligned(nn.Module):
         if not self.features_only:
             self.head = ClassifierHead(channels, num_classes, global_pool, drop_rate)
 
-    def _run(self, x: Tensor, taps: list[Tensor] | None) -> Tensor:
-        check_images(x, self.in_chans, self.smallest_input)
-        x = self.stem(x)
-        for block in self.blocks:
+    def _entry(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Everything before the middle flow."""
+        return self._through(list(self.blocks)[: self.config.entry_units], self.stem(x), taps)
+
+    def _middle_and_exit(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        return self._through(list(self.blocks)[self.config.entry_units :], x, taps)
+
+    def _through(self, blocks: Sequence[nn.Module], x: Tensor, taps: list[Tensor] | None) -> Tensor:
+        for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, taps, use_reentrant=False)
             else:
@@ -189,12 +195,13 @@ class XceptionAligned(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, (N, 2048, H/output_stride, W/output_stride), after the last ReLU."""
         check_images(x, self.in_chans, self.smallest_input)
-        return in_slices(lambda part: self._run(part, None), x, self.pixels_at_once)
+        return in_slices((self._entry, self._middle_and_exit), x, self.pixels_at_once)
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """The maps that `feature_info` selects, shallowest first."""
+        check_images(x, self.in_chans, self.smallest_input)
         maps: list[Tensor] = []
-        maps.append(self._run(x, maps))
+        maps.append(self._middle_and_exit(self._entry(x, maps), maps))
         return [maps[index] for index in self.feature_info.out_indices]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -3,7 +3,8 @@
     python tests/benchmarks/forward.py [--arch NAME] [--batches 1 8] [--only NAME ...] [--training] ...
 
 At 299x299 in float32 with two threads. Every round runs every case in turn, so that a disturbance strikes all of them;
-a figure is the median of the rounds. The floor is the time that the network's multiplications take at the rate of a
+each runs twice, and its second call, which finds its caches and memory as in a loop, counts; a figure is the median of
+the rounds. The floor is the time that the network's multiplications take at the rate of a
 large matrix product, measured in the same rounds. What is not installed is left out, and the table says so.
 `--training` times forward, backward and AdamW's step instead. `--busy`, for a machine with other work, runs one thread
 and counts its processor time, which others disturb less.
@@ -189,6 +190,7 @@ def measure(cases: Sequence[Case], x: Tensor, rounds: int, clock: Callable[[], f
     for _ in range(rounds):
         for name, run in runs.items():
             time.sleep(PAUSE)
+            run()  # the memory that the case before has left behind is not this one's
             began = clock()
             run()
             seconds[name].append(clock() - began)

@@ -131,16 +131,19 @@ def test_a_changed_kernel_is_reordered_again() -> None:
 def test_a_large_batch_is_computed_a_few_images_at_a_time(name: str) -> None:
     fast: Any = optimize_for_inference(randomise(create_model(name, num_classes=4)).double())
     sizes: list[int] = []
+    later: list[int] = []
     stem = fast.conv1 if name == "xception" else fast.stem
-    stem.register_forward_hook(lambda _module, given, _out: sizes.append(len(given[0])))
+    middle = fast.block4 if name == "xception" else fast.blocks[fast.config.entry_units]
+    for module, seen in ((stem, sizes), (middle, later)):
+        module.register_forward_hook(lambda _module, given, _out, seen=seen: seen.append(len(given[0])))
     x = torch.rand(5, 3, 33, 40, dtype=torch.float64) * 2 - 1
     with torch.no_grad():
         expected = fast(x)
-        fast.pixels_at_once = 2 * 33 * 40
+        fast.pixels_at_once = (2 * 33 * 40, 4 * 33 * 40)
         torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
-        assert sizes == [5, 2, 2, 1]
-        fast.pixels_at_once = 1
-        assert fast(x[:2]).shape == (2, 4) and sizes[4:] == [1, 1]
+        assert sizes == [5, 2, 2, 1] and later == [5, 4, 1]
+        fast.pixels_at_once = (1, 1)
+        assert fast(x[:2]).shape == (2, 4) and sizes[4:] == later[3:] == [1, 1]
         assert fast(x[:0]).shape == (0, 4)
     with pytest.raises(ModelError, match="add the batch dimension"):
         fast(x[0])
