@@ -156,7 +156,7 @@ def _summarise(result: PortResult) -> None:
     terminal.note(f"  unread     {len(manifest['unread'])}" + (f" ({unread})" if unread else ""))
     proof = manifest["parity"]
     if result.traces:
-        worst, lighter = proof["worst"], proof["float32"]["worst"]
+        worst = proof["worst"]
         first, *others = (trace.run for trace in result.traces)
         layers = len(result.traces[0].layers)
         terminal.note(f"  weights    {manifest['mapped']} read back bit for bit")
@@ -166,8 +166,10 @@ def _summarise(result: PortResult) -> None:
         terminal.note(
             f"  worst      {worst['layer']}: {worst['error']:.2g} of its largest value (bound {proof['bound']:.0e})"
         )
-        times = lighter["error"] / lighter["noise"] if lighter["noise"] else 0.0
-        terminal.note(f"  float32    {lighter['layer']}: {times:.2g} times TensorFlow's own error")
+        if "float32" in proof:  # run at large sizes alone
+            lighter = proof["float32"]["worst"]
+            times = lighter["error"] / lighter["noise"] if lighter["noise"] else 0.0
+            terminal.note(f"  float32    {lighter['layer']}: {times:.2g} times TensorFlow's own error")
     elif proof["verdict"] == "verified":
         terminal.note("  verified   not in this run, but an earlier one proved this very file")
     else:

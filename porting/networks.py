@@ -47,6 +47,8 @@ def user_network(spec: str, plan: Plan, state: Mapping[str, Tensor]) -> UserNetw
             model: Any = factory(num_classes=plan.classes) if takes and plan.classes else factory()
         except TypeError as error:
             raise _unusable(spec, f"cannot be called: {error}", "to be called with nothing, or num_classes") from None
+        except Exception as error:  # the user's own code: whatever it raises is what there is to say
+            raise _unusable(spec, f"raises {type(error).__name__}: {error}", "a network") from None
         if not isinstance(model, nn.Module):
             raise _unusable(spec, f"gives a {type(model).__name__}", "a torch.nn.Module")
         names = _other_names(model)
@@ -73,10 +75,10 @@ def _factory(spec: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise PortingError(
-            ErrorKind.MISSING, spec, [f"cannot be imported: {error}"], "Check the name, and that it is on PYTHONPATH."
-        ) from None
+    except Exception as error:  # the module is the user's own code, too
+        found_instead = f"cannot be imported: {error or type(error).__name__}"
+        remedy = "Check the name, and that it is on PYTHONPATH."
+        raise PortingError(ErrorKind.MISSING, spec, [found_instead], remedy) from None
     if not callable(found):
         raise _unusable(spec, "not something to call", "a function or class that makes the network")
     factory: Callable[..., Any] = found

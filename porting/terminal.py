@@ -35,7 +35,7 @@ def run(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted: nothing unfinished was emitted", file=sys.stderr)
+        print("interrupted: nothing was emitted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; the result is on disk all the same.
@@ -56,9 +56,10 @@ def note(text: str) -> None:
 def size(text: str) -> tuple[int, int]:
     """HEIGHTxWIDTH as an argument of a command."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if not match:
+    height, width = (int(side) for side in match.groups()) if match else (0, 0)
+    if not (height and width):
         raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, found {text!r}")
-    return int(match[1]), int(match[2])
+    return height, width
 
 
 class Bars:

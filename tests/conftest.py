@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import porting.reference
-from porting import pipeline, proof, tracing, verification
+from porting import pipeline, proof, runs, tracing, verification
 from porting.recognition import Recognised
 from porting.reference import Reference
 from porting.runs import Run, proof_runs
@@ -43,8 +43,10 @@ def _few_runs(
 def one_reference(_kept_reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ports and verifications of this test share the session's TensorFlow, whose start costs more than most proofs.
 
-    test_convert and test_emission start and end it as users do, and make every run of a proof; here three will do.
+    test_convert and test_emission start and end it as users do, and make every run of a proof; here three small ones
+    will do.
     """
+    monkeypatch.setattr(runs, "DEFAULT_SIZE", (75, 86))
     for prover in (proof, verification):
         monkeypatch.setattr(prover, "proof_runs", _few_runs)
     shared = SimpleNamespace(take=lambda _file: _kept_reference)

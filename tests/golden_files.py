@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 FOLDER = Path(__file__).parent / "golden"
 ARCHS = ("xception", "xception41", "xception65", "xception71")
+# For tests that take long: the deeper networks are built of what xception41 is built of.
+DEEPER_ARE_SLOW = (*ARCHS[:2], *(pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS[2:]))
 
 
 @lru_cache(None)

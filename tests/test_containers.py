@@ -12,19 +12,13 @@ from pathlib import Path
 import pytest
 
 import porting
-from porting import PortingError, runs
+from porting import PortingError
 
 pytestmark = pytest.mark.usefixtures("one_reference")
 
 ROOT = Path(__file__).parents[1]
 
 DEEPLAB = "DeepLab's aligned Xception on TensorFlow ops, float64"
-
-
-@pytest.fixture(autouse=True)
-def small_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The container is what is tested here; test_convert proves every network at 299."""
-    monkeypatch.setattr(runs, "DEFAULT_SIZE", (75, 86))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from porting.sources import open_source
 from tests.checkpoint_writer import golden_variables
 from tests.commands import convert
 from tests.golden import recipe
-from tests.golden_files import ARCHS, golden
+from tests.golden_files import DEEPER_ARE_SLOW, golden
 
 PREFIX = {
     "xception": "xception",
@@ -89,7 +89,7 @@ def quick(src: object, arch: str, out: Path, **options: Any) -> PortResult:
 # --- four networks, proved ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", DEEPER_ARE_SLOW)
 def test_all_four_are_proved_and_named_by_their_content(ported: Callable[[str], Ported], arch: str) -> None:
     run = ported(arch)
     assert run.done.returncode == 0, run.done.stderr
@@ -120,7 +120,7 @@ def test_all_four_are_proved_and_named_by_their_content(ported: Callable[[str], 
     assert manifest["licence"] == manifest["upstream"] == "unknown"
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", DEEPER_ARE_SLOW)
 def test_stdout_is_the_result_and_stderr_the_summary(ported: Callable[[str], Ported], arch: str) -> None:
     run = ported(arch)
     manifest = run.manifest
@@ -138,7 +138,7 @@ def test_stdout_is_the_result_and_stderr_the_summary(ported: Callable[[str], Por
     assert "\r" not in text and "it/s" not in text and "Traceback" not in text  # no bar where nobody watches
 
 
-@pytest.mark.parametrize("arch", ["xception41", "xception65", "xception71"])
+@pytest.mark.parametrize("arch", DEEPER_ARE_SLOW[1:])
 def test_slots_and_step_are_unread_for_a_reason(ported: Callable[[str], Ported], arch: str) -> None:
     run = ported(arch)
     unread = {item["name"]: item["reason"] for item in run.manifest["unread"]}
@@ -249,7 +249,7 @@ def expected_state(arch: str, source: Path) -> dict[str, np.ndarray[Any, Any]]:
     return state
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", DEEPER_ARE_SLOW)
 def test_every_tensor_is_the_variable_bit_for_bit(ported: Callable[[str], Ported], arch: str) -> None:
     run = ported(arch)
     emitted = state_of(run.path)

@@ -47,7 +47,7 @@ def ported(synthetic_source: Source, tmp_path_factory: pytest.TempPathFactory) -
 def few_runs(monkeypatch: pytest.MonkeyPatch, one_reference: None) -> None:
     runs = [Run((33, 40), float32=True), Run((34, 31)), Run((31, 33), probe=True)]
     for module in (proof, verification):
-        monkeypatch.setattr(module, "proof_runs", lambda *_: runs)
+        monkeypatch.setattr(module, "proof_runs", lambda *_, **__: runs)
 
 
 # --- proved -----------------------------------------------------------------------------------------------------------

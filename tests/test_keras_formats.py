@@ -26,14 +26,6 @@ pytestmark = pytest.mark.usefixtures("one_reference")
 BOUND = 2e-5  # of the largest; both sides compute in float32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_proofs() -> Iterator[None]:
-    """Files that do not say their size are proved at the published one elsewhere; a smaller one is as good here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "DEFAULT_SIZE", (SIZE, SIZE))
-        yield
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("keras")
@@ -110,7 +102,7 @@ def test_logits_are_what_keras_predicted(ported: Any, predicted: Any, file: str)
     if file in PROVED:
         proof = result.manifest["parity"]
         assert proof["verdict"] == "verified" and proof["worst"]["error"] < 1e-12
-        assert proof["runs"][0]["size"] == [SIZE, SIZE]
+        assert proof["runs"][0]["size"] == ([SIZE, SIZE] if has_graph else list(runs.DEFAULT_SIZE))
         assert (proof["reference"] == "the file's own Keras model") is has_graph
     image = predicted(model)["image"]
     if model == "nested" and not has_graph:
@@ -200,7 +192,7 @@ def test_exchanged_batch_norms_of_a_shortcut_fail_the_proof(
     with pytest.raises(PortingError) as caught:
         port(written / "top.weights.h5", "xception", out=tmp_path)
     assert caught.value.kind is ErrorKind.PARITY
-    assert caught.value.defects[0].subject.startswith(f"block2_sepconv2_bn (PyTorch block1.rep.4) at {SIZE}x{SIZE}")
+    assert caught.value.defects[0].subject.startswith("block2_sepconv2_bn (PyTorch block1.rep.4) at 75x86")
     assert list(tmp_path.iterdir()) == []
 
 

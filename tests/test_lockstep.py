@@ -76,18 +76,18 @@ class Case:
 
 
 @pytest.fixture(scope="session")
-def case(synthetic_source: Callable[[str], Path]) -> Callable[[str], Case]:
+def case(synthetic_source: Callable[[str], Path], _kept_reference: Reference) -> Callable[[str], Case]:
     made: dict[str, Case] = {}
 
     def of(arch: str) -> Case:
         if arch not in made:
-            with open_source(synthetic_source(arch)) as source, Reference(arch) as reference:
+            with open_source(synthetic_source(arch)) as source:
                 recognised = recognise(source)
                 plan = build_plan(recognised.contents, arch, Options())
                 state = read_weights(plan, source, recognised.contents, Quiet())
-                reference.open(reference_source(recognised, plan))
+                _kept_reference.open(reference_source(recognised, plan))
                 frames = {
-                    run: list(reference.trace(image(*run.size), probe=run.probe, noise=run.float32))
+                    run: list(_kept_reference.trace(image(*run.size), probe=run.probe, noise=run.float32))
                     for run in (RUN, PROBES)
                 }
                 made[arch] = Case(plan, state, frames)

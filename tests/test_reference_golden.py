@@ -21,7 +21,7 @@ from porting.recognition import recognise, reference_source
 from porting.reference import Activation, Reference
 from porting.sources import open_source
 from tests.golden import recipe
-from tests.golden_files import ARCHS, FOLDER, golden, unpadded
+from tests.golden_files import ARCHS, DEEPER_ARE_SLOW, FOLDER, golden, unpadded
 
 ROOT = FOLDER.parents[1]
 # The golden arrays are float32 computations, off by up to 6e-7 of each layer's maximum.
@@ -45,7 +45,7 @@ def process(golden_weights: Path) -> Iterator[Reference]:
         yield process
 
 
-@pytest.fixture(scope="module", params=ARCHS)
+@pytest.fixture(scope="module", params=DEEPER_ARE_SLOW)
 def reference(request: pytest.FixtureRequest, golden_weights: Path, process: Reference) -> tuple[str, Reference]:
     """The one process, with each network's golden weights open in turn."""
     arch: str = request.param
@@ -148,7 +148,7 @@ def test_logits_at_every_size_and_type(reference: tuple[str, Reference], size: i
     assert error(logits_of(process, arch, size, dtype), expected_logits(arch, size)) <= BOUND
 
 
-@pytest.mark.parametrize("reference", ["xception65", "xception71"], indirect=True)
+@pytest.mark.parametrize("reference", DEEPER_ARE_SLOW[2:], indirect=True)
 def test_logits_of_the_deeper_networks(reference: tuple[str, Reference]) -> None:
     """Their code is xception41's; 299 is `test_every_endpoint_and_the_logits`."""
     arch, process = reference

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def ported(
     """(source, emitted file) of a network, unverified."""
     out = tmp_path_factory.mktemp("ported")
 
+    @lru_cache(None)
     def files(arch: str) -> tuple[Path, Path]:
         source = synthetic_source(arch)
         return source, porting.port(source, arch, out=out / arch, verify=False).path
@@ -100,6 +102,11 @@ def test_a_wrong_file_fails_in_its_layers_too(aligned: tuple[Path, State], tmp_p
     assert {layer.module for trace in found.proof.traces for layer in trace.faulty} == {NORM}
 
 
+def broken() -> nn.Module:
+    """Somebody's factory that fails in its own way."""
+    raise ZeroDivisionError("division by zero")
+
+
 class Wrong(nn.Module):
     """A network of somebody's with the same keys: one epsilon, one missing ReLU, and the usual symmetric pools."""
 
@@ -145,6 +152,7 @@ def test_a_network_of_the_users_own_that_is_right_passes_and_upgrades_nothing(
         ("builtins:dict", "gives a dict"),
         ("models.xception_aligned:AlignedConfig", "cannot be called"),
         ("torch.nn:Identity", "the keys and shapes of the file"),
+        (f"{__name__}:broken", "raises ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_network_that_cannot_be_used_is_one_error(
@@ -240,6 +248,7 @@ def test_the_command(aligned: tuple[Path, State], tmp_path: Path, capsys: pytest
     assert "not a state dict that loads with weights_only=True" in capsys.readouterr().err
     assert main(["--weights", str(tmp_path / "none.pth"), *common]) == terminal.FAILED
     assert "none.pth: missing: no such file" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as exit_:
-        main(["--weights", str(good), "--src", str(source), "--size", "12"])
-    assert exit_.value.code == terminal.USAGE
+    for size in ("12", "0x40"):
+        with pytest.raises(SystemExit) as exit_:
+            main(["--weights", str(good), "--src", str(source), "--size", size])
+        assert exit_.value.code == terminal.USAGE

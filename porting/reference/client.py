@@ -79,7 +79,7 @@ def require_tensorflow(file: object) -> None:
             ErrorKind.MISSING,
             file,
             ["TensorFlow is not installed, and a port is proved against it"],
-            "Install it (pip install 'xception-porting[verify]'), or port without proof: --no-verify. "
+            "Install it (pip install tensorflow), or port without proof: --no-verify. "
             "Reading a source does not need it.",
         )
 

@@ -181,6 +181,7 @@ def differ(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
     return worst
 
 
+@pytest.mark.slow  # two processes share a set in test_evaluate too
 def test_two_processes_do_what_one_does(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their parts of a batch of five are three and two images, and of six evaluated ones in fives 3 + 2 and 1 + 0."""
     assert main(arguments(place, tmp_path / "one", *HEAD_ALONE)) == 0

@@ -38,7 +38,7 @@ def logits_error(network: nn.Module, name: str, size: int = 299) -> float:
     return error(logits[0].numpy(), golden(name)[key].astype(np.float64))
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[*NAMES[:2], *(pytest.param(x, marks=pytest.mark.slow) for x in NAMES[2:])])
 def case(request: pytest.FixtureRequest) -> tuple[str, Any]:
     return request.param, golden_network(request.param, torch.float64)  # nearest to the truth
 

@@ -21,7 +21,7 @@ from models.xception import BlockConfig
 SIZES = ((48, 64), (47, 51), (49, 64))
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=[SMALL[0], pytest.param(SMALL[1], marks=pytest.mark.slow)])
 def network(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(5)
     return randomise(create_model(request.param, num_classes=5))
