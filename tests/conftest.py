@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +27,8 @@ from porting.runs import Run, proof_runs
 from tests.checkpoint_writer import write_variants
 
 torch.set_num_threads(2)
+
+_SHARED = "PORTING_TESTS_SHARED"  # the folder of what several test files take, for all processes of a session
 
 
 @pytest.fixture(scope="session")
@@ -54,25 +59,49 @@ def one_reference(_kept_reference: Reference, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(module, "SharedReference", lambda *_: nullcontext(shared))
 
 
-@pytest.fixture(scope="session")
-def synthetic_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`synthetic_source(arch)`: what `--src synthetic` ports, kept for the session (seed 0); written on first use."""
-    written: dict[str, Path] = {}
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that starts the others, which inherit its environment
+        os.environ[_SHARED] = tempfile.mkdtemp(prefix="porting-tests-")
 
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(_SHARED), ignore_errors=True)  # some gigabytes
+
+
+def _made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that whichever of the session's processes comes first has filled; nobody may change what is in it."""
+    folder = Path(os.environ[_SHARED], name)
+    with folder.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            unfinished = folder.with_name(f"{name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_source() -> Callable[[str], Path]:
+    """`synthetic_source(arch)`: what `--src synthetic` ports, kept for the session (seed 0); written on first use."""
+
+    def write(arch: str, folder: Path) -> None:
+        with Reference("synthetic") as reference:
+            path = reference.synthesize(arch, 0, folder)
+        (folder / "name").write_text(path.name)
+
+    @lru_cache(None)
     def source(arch: str) -> Path:
-        if arch not in written:
-            folder = tmp_path_factory.mktemp(f"synthetic-{arch}")
-            with Reference("synthetic") as reference:
-                written[arch] = reference.synthesize(arch, 0, folder)
-        return written[arch]
+        folder = _made_once(f"synthetic-{arch}", partial(write, arch))
+        return folder / (folder / "name").read_text()
 
     return source
 
 
 @pytest.fixture(scope="session")
-def variant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+def variant() -> Callable[[str], Path]:
     """`variant(name)`: a checkpoint of golden weights with one thing changed (tests/checkpoint_writer.py)."""
-    folder = tmp_path_factory.mktemp("variants")
-    write_variants(folder)
-    yield lambda name: folder / name / "model.ckpt"
-    shutil.rmtree(folder)  # two gigabytes
+    folder = _made_once("variants", write_variants)
+    return lambda name: folder / name / "model.ckpt"

@@ -16,7 +16,7 @@ from porting.sources.base import TensorSource
 from tests.sources.fuzzing import Reader, fuzz
 from tests.sources.tensorflow_seeds import READERS
 
-INPUTS = 3_000  # for each reader; the long runs have a million
+INPUTS = [600, pytest.param(3_000, marks=pytest.mark.slow)]  # for each reader; the long runs have a million
 
 # In a process without TensorFlow, whose import teaches NumPy types that users' NumPy does not have.
 RUN = """
@@ -30,16 +30,17 @@ assert "tensorflow" not in sys.modules and "ml_dtypes" not in sys.modules
 """
 
 
+@pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("name", [reader.name for reader in READERS])
-def test_only_porting_errors(name: str) -> None:
-    command = [sys.executable, "-c", RUN, name, str(INPUTS)]
+def test_only_porting_errors(name: str, inputs: int) -> None:
+    command = [sys.executable, "-c", RUN, name, str(inputs)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     tally = json.loads(done.stdout)
     assert tally["failures"] == []
-    assert sum(tally["outcomes"].values()) == INPUTS
+    assert sum(tally["outcomes"].values()) == inputs
     # The inputs must reach past the first check: some open whole, most do not.
-    assert tally["outcomes"]["read"] > INPUTS // 100
-    assert tally["outcomes"]["corrupt"] > INPUTS // 4
+    assert tally["outcomes"]["read"] > inputs // 100
+    assert tally["outcomes"]["corrupt"] > inputs // 4
 
 
 def _one_file(folder: Path) -> list[Path]:
