@@ -156,6 +156,7 @@ def run_onnx(exported: Any, path: Path, inputs: list[Tensor]) -> list[Tensor]:
     return [torch.from_numpy(np.asarray(session.run(None, {name: x.numpy()})[0])) for x in inputs]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter's own deprecations
 def test_onnx(network: Any, exported: Any, tmp_path: Path) -> None:
     inputs = [image(47, 64, batch) for batch in (1, 3)]
