@@ -69,6 +69,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ.pop(_SHARED), ignore_errors=True)  # some gigabytes
 
 
+# Minutes each, for a few tests: begun last, they would leave one process at work alone.
+_LONGEST = ("test_convert", "test_keras_formats", "test_convert_options", "test_verify", "test_failed_port",
+            "test_lockstep", "test_reference_golden", "test_containers", "test_forms", "test_head_chains",
+            "test_graphs", "test_real_weights", "test_finetune", "test_emission", "test_evaluate")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def _made_once(name: str, make: Callable[[Path], object]) -> Path:
     """A folder that whichever of the session's processes comes first has filled; nobody may change what is in it."""
     folder = Path(os.environ[_SHARED], name)
