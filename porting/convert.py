@@ -94,6 +94,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     from porting.reference import SharedReference
 
     with SharedReference(arguments.reference_python) as tensorflow:
+        if not arguments.no_verify:
+            tensorflow.begin()
         if len(wanted) == 1:
             return _port(wanted[0], arguments, tensorflow)
         failed = 0

@@ -194,7 +194,7 @@ def compare_form(
     exact = partial(form.exact.network, plan, form.exact.apply(plan.arch, plain))
     proof = run_form(networks=exact, runs=runs, progress=progress, bound=form.bound)
     small = [run for run in runs if not run.float32]
-    few = [*[run for run in small if not run.probe][:1], *[run for run in small if run.probe]]
+    few = [*[run for run in small if not run.probe][:1], *[run for run in small if run.probe][:1]]
     stored = partial(form.network, plan, state)
     after = run_form(networks=stored, runs=few, progress=progress, bound=form.stored_bound)
     return replace(proof, stored=after.traces)

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from porting import rules
 from porting.recognition import DEFAULT_SIZE, Recognised
 
-# Small inputs, odd, even and not square. Padding faults hide at lucky sizes: over these three, each of the original's
-# four pools meets an odd and an even side, and so does every strided convolution (tests/test_runs.py).
-SMALL_SIZES = ((65, 65), (60, 60), (71, 79))
+# Small inputs. Padding faults hide at lucky sizes: at these, every pool and strided convolution of the network meets an
+# odd side above 2 on one axis and an even one on the other (tests/test_runs.py); a run on each, turned, sees both on both.
+ALIGNED_SIZES = ((48, 49), (49, 48))
+ORIGINAL_SIZES = ((54, 55), (55, 54))
 OUTPUT_STRIDES = (32, 16, 8)
 # float32 is compared where the last maps have enough values (7x7 and more) for the largest error of each side to tell
 # of its precision: at 40x45, right ports measure up to 4 times TensorFlow's own error by luck, at 299x299 up to 2.
@@ -52,23 +53,27 @@ class Run:
 def proof_runs(
     recognised: Recognised, arch: str, sizes: Sequence[tuple[int, int]] = (), fast: bool = False
 ) -> list[Run]:
-    """The sizes asked for, or the source's own and small ones at every output stride; and probes.
+    """The source's own size, or the published one; then, at every output stride, a small image and small probes.
 
-    `fast` leaves all but the first out. float32 runs at the largest size asked for if that is large enough; by default
-    at the source's own or the published.
+    Args:
+        sizes: sizes to run at instead; probes follow all the same.
+        fast: only the first run.
+
+    float32 runs at the first size, if that is large enough: of those asked for, the first one that is.
     """
     own = recognised.model.inputs.size if recognised.model else None
     large = sorted(sizes or [own or DEFAULT_SIZE, DEFAULT_SIZE], key=lambda size: min(size) < FLOAT32_SIDE)
     first = Run(large[0], float32=min(large[0]) >= FLOAT32_SIDE)
     if fast:
         return [first]
+    aligned = arch in rules.ALIGNED_SCOPES
+    small, turned = ALIGNED_SIZES if aligned else ORIGINAL_SIZES
     if sizes:
-        others = [Run(size) for size in large[1:]]
-    else:
-        strides = OUTPUT_STRIDES if arch in rules.ALIGNED_SCOPES else OUTPUT_STRIDES[:1]
-        others = [Run(own)] if own and own != first.size else []
-        others += [Run(size, stride) for stride in strides for size in SMALL_SIZES]
-    return [first, *others, Run(SMALL_SIZES[-1], probe=True)]
+        return [first, *map(Run, large[1:]), Run(turned, probe=True)]
+    runs = [first, *([Run(own)] if own and own != first.size else [])]
+    for stride in OUTPUT_STRIDES if aligned else OUTPUT_STRIDES[:1]:
+        runs += [Run(small, stride), Run(turned, stride, probe=True)]
+    return runs
 
 
 def image(height: int, width: int, seed: int = 0) -> npt.NDArray[np.float32]:

@@ -53,6 +53,10 @@ class Verification:
     proof: Proof | None
     report: dict[str, Any]
 
+    @property
+    def passed(self) -> bool:
+        return self.verdict == VERIFIED
+
 
 def verify(
     weights: str | Path,
@@ -65,6 +69,7 @@ def verify(
     ema: bool = False,
     trace: str | Path | None = None,
     reference_python: str | None = None,
+    tensorflow: SharedReference | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Hold a PyTorch file to its source; a manifest beside a file that passes is upgraded to verified.
@@ -79,6 +84,7 @@ def verify(
         ema: the file holds ExponentialMovingAverage shadows.
         trace: a file of `porting.trace`, in TensorFlow's place.
         reference_python: the interpreter that runs TensorFlow.
+        tensorflow: its process; default one of this call's own.
         progress: told of each stage and step.
 
     Raises:
@@ -92,7 +98,7 @@ def verify(
     form = _form(weights, manifest, state)
     arch = arch or (manifest["arch"] if manifest else None)
     with ExitStack() as stack:
-        tensorflow = stack.enter_context(SharedReference(reference_python))
+        tensorflow = tensorflow or stack.enter_context(SharedReference(reference_python))
         origin = find(src, arch or AUTO, stack, watch, tensorflow)
         recognised = recognise(stack.enter_context(open_source(origin.path)))
         plan = _plan(weights, recognised, state, arch, ema)

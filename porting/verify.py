@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from porting.manifest import VERIFIED
-    from porting.verification import verify
+    from porting.reference import SharedReference
 
     bars = terminal.Bars()
-    try:
+    with ExitStack() as stack:
+        stack.callback(bars.close)
+        tensorflow = stack.enter_context(SharedReference(arguments.reference_python))
+        if not (arguments.weights_only or arguments.trace):
+            tensorflow.begin()
+        from porting.verification import verify  # PyTorch is imported beside TensorFlow
+
         found = verify(
             arguments.weights,
             arguments.src,
@@ -57,11 +63,9 @@ def _verify(arguments: argparse.Namespace) -> int:
             weights_only=arguments.weights_only,
             ema=arguments.ema,
             trace=arguments.trace,
-            reference_python=arguments.reference_python,
+            tensorflow=tensorflow,
             progress=bars,
         )
-    finally:
-        bars.close()
     if arguments.report:
         from porting.report.files import write
 
@@ -71,7 +75,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(json.dumps(found.report))
     else:
         _report(found)
-    return terminal.DONE if found.verdict == VERIFIED else terminal.FAILED
+    return terminal.DONE if found.passed else terminal.FAILED
 
 
 def _report(found: Verification) -> None:

@@ -54,7 +54,7 @@ def one_reference(_kept_reference: Reference, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(runs, "DEFAULT_SIZE", (75, 86))
     for prover in (proof, verification):
         monkeypatch.setattr(prover, "proof_runs", _few_runs)
-    shared = SimpleNamespace(take=lambda _file: _kept_reference)
+    shared = SimpleNamespace(begin=lambda: None, take=lambda _file: _kept_reference)
     for module in (porting.reference, pipeline, verification, tracing):
         monkeypatch.setattr(module, "SharedReference", lambda *_: nullcontext(shared))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 
+from porting.errors import PortingError
 from porting.reference.client import Reference
 
 
@@ -19,6 +21,11 @@ class SharedReference:
     def __init__(self, python: str | None = None) -> None:
         self.python = python
         self.process: Reference | None = None
+
+    def begin(self) -> None:
+        """Let TensorFlow's import go on beside what comes before the first `take`, which says what is wrong if it is."""
+        with suppress(PortingError):
+            self.take("TensorFlow")
 
     def take(self, file: object) -> Reference:
         """The process, for a port of `file`.

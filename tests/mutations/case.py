@@ -23,16 +23,12 @@ from porting.recognition import recognise, reference_source
 from porting.reference import Reference
 from porting.reference.frames import Frame
 from porting.rules import KERAS_ARCH, Rule, TracePoint
-from porting.runs import Run, image
+from porting.runs import Run, image, proof_runs
 from porting.sources import open_source
 from porting.state_dict import read_weights
 
 Array = npt.NDArray[Any]
 
-# Smaller than a proof's own, so that a mutant costs less, and like those: even, odd and not square, and each pool and
-# strided convolution meets both an even and an odd side.
-SIZES = ((36, 36), (41, 41), (55, 56))
-RUNS = (Run(SIZES[0], probe=True), *(Run(size) for size in SIZES), Run(SIZES[1], 16), Run(SIZES[1], 8))
 # The original's stem, exit and head are no modules of their own; these are their layers in order.
 _ORIGINAL_PARTS = (
     ("conv1", "bn1", "act1", "conv2", "bn2", "act2"),
@@ -105,7 +101,8 @@ def make_case(arch: str, source_path: Path, reference: Reference, form: Form = P
         reference.open(reference_source(recognised, plan))
     state, silent = form.apply(arch, plain), form.silent(plan)
     own = {key: _own(value) for key, value in state.items()}
-    runs = [run for run in RUNS if run.output_stride == 32 or arch != KERAS_ARCH]
+    # A proof's own small runs; probes first, which show most.
+    runs = sorted(proof_runs(recognised, arch)[1:], key=lambda run: not run.probe)
     case = Case(arch, form.plan(plan), _arrays(state), {}, {}, {}, form, _arrays(plain))
     for stride in sorted({run.output_stride for run in runs}):
         case.networks[stride] = form.network(plan, own, stride)
