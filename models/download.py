@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 import urllib.parse
 from pathlib import Path
 
 from models.connection import Fault, Retry, TransferError, document
 from models.errors import ModelError
-from models.transfer import Transfer, locked, transfer_checked
+from models.scratch import give_name, scratch_file
+from models.transfer import Transfer, forget_lock, locked, transfer_checked
 
 LARGEST_DOCUMENT = 16 << 20  # bytes of a manifest or an index; those of 500 files have less than one megabyte
 _RETRY = Retry()
@@ -65,14 +64,11 @@ def write_whole(path: Path, content: bytes) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with scratch_file(path.parent) as file:
+        file.write(content)
+        file.flush()
+        Path(file.name).chmod(0o644)
+        give_name(file, path)
 
 
 def receive(url: str, target: Path, size: int | None, digest: str | None, listed_in: str) -> None:
@@ -103,11 +99,13 @@ def receive(url: str, target: Path, size: int | None, digest: str | None, listed
                     "the file there is damaged or was changed, and is not used"
                 )
 
+    lock = _lock(target)
     if target.exists():
+        forget_lock(lock)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    with locked(target.with_name(f".{target.name}.lock")):
+    with locked(lock):
         if target.exists():
             return
         try:
@@ -115,6 +113,10 @@ def receive(url: str, target: Path, size: int | None, digest: str | None, listed
         except TransferError as error:
             raise cannot(error) from None
         part.replace(target)
+
+
+def _lock(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
 
 
 def _keep_manifest(url: str, target: Path) -> None:
@@ -146,6 +148,7 @@ def fetch(url: str) -> Path:
     folder = cache_folder()
     target = (folder if in_name else folder / hashlib.sha256(url.encode()).hexdigest()[:16]) / name
     if target.exists():
+        forget_lock(_lock(target))
         return target
     manifest_url = parts._replace(path=parts.path.removesuffix(Path(name).suffix) + ".json").geturl()
     try:

@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +16,7 @@ import torch
 
 from models.errors import ModelError
 from models.processes import Share
+from models.scratch import give_name, scratch_file
 from models.training import Recipe, Run, restore, snapshot
 from models.weights import Weights
 
@@ -32,12 +32,8 @@ def _output(folder: Path) -> Iterator[IO[bytes]]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".finetune-", delete=False) as file:
-            try:
-                yield file
-            finally:
-                with suppress(FileNotFoundError):
-                    Path(file.name).unlink()
+        with scratch_file(folder) as file:
+            yield file
     except OSError as error:
         raise ModelError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
@@ -49,7 +45,7 @@ def _put(file: IO[bytes], path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     os.fchmod(file.fileno(), 0o666 & ~mask)
-    Path(file.name).replace(path)
+    give_name(file, path)
 
 
 def _save(value: Any, file: IO[bytes]) -> None:

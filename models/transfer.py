@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -34,6 +34,7 @@ from models.connection import (
     new_opener,
     refused,
 )
+from models.scratch import is_still
 
 _PIECE = 1 << 18
 _MAX_BYTES = 8 << 30  # ten times the largest published archive; stops a server that never ends
@@ -101,6 +102,15 @@ def transfer_checked(wanted: Transfer, check: Callable[[Path], None], retry: Ret
         except Exception:
             wanted.part.unlink()
             raise
+    _note(wanted.part).unlink(missing_ok=True)
+
+
+def forget_lock(path: Path) -> None:
+    """Remove the lock's file of a process that was killed after its file was whole."""
+    with suppress(OSError):  # a folder that is only read
+        if path.exists():
+            with locked(path):
+                pass
 
 
 @contextmanager
@@ -122,7 +132,7 @@ def locked(path: Path) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _wait(fcntl.flock, descriptor, fcntl.LOCK_EX, fcntl.LOCK_NB)
-            if _is_still(path, descriptor):
+            if is_still(path, descriptor):
                 break
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP):  # file systems without locks
@@ -144,15 +154,6 @@ def _wait(flock: Callable[[int, int], None], descriptor: int, exclusive: int, at
         if sys.stderr.isatty():
             print("Waiting for another process that is fetching the same file ...", file=sys.stderr)
         flock(descriptor, exclusive)
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    own = os.fstat(descriptor)
-    return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
 
 
 class _NoBar:
@@ -187,7 +188,7 @@ def _bar(wanted: Transfer, progress: bool | None) -> AbstractContextManager[Any]
 def _attempt(wanted: Transfer, opener: urllib.request.OpenerDirector, timeout: float, bar: Any) -> bool:
     """One request, from where the unfinished file ends; returns whether it went on from there."""
     start = _size(wanted.part)
-    note = wanted.part.with_name(wanted.part.name + ".json")
+    note = _note(wanted.part)
     headers = {"User-Agent": "xception-porting", "Accept-Encoding": "identity"}
     validator = _validator(note, wanted.url)
     if start and validator:
@@ -219,6 +220,8 @@ def _attempt(wanted: Transfer, opener: urllib.request.OpenerDirector, timeout: f
         if wanted.size is not None and total not in (None, wanted.size):
             raise TransferError(wanted.url, Fault.CORRUPT, "size", f"{total} bytes", f"{wanted.size} bytes")
         limit = min(n for n in (wanted.size, total, _MAX_BYTES) if n is not None)
+        if not start:  # a process killed between the two lines must not leave another file's bytes to go on from
+            wanted.part.unlink(missing_ok=True)
         note.write_text(json.dumps({"url": wanted.url, "validator": _strong(response.headers)}), encoding="utf-8")
         bar.total, bar.n = wanted.size or total, start
         bar.refresh()
@@ -252,6 +255,11 @@ def _strong(headers: Message) -> str | None:
     if tag and not tag.startswith("W/"):
         return tag
     return headers.get("Last-Modified")
+
+
+def _note(part: Path) -> Path:
+    """What the server said of the file that has come in part: whether it is still that one, it is asked by this."""
+    return part.with_name(part.name + ".json")
 
 
 def _validator(note: Path, url: str) -> str | None:

@@ -9,10 +9,11 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from models.scratch import give_name, remove_left, scratch_file
 from porting.errors import ErrorKind, PortingError
 from porting.sources.base import sha256
 
@@ -46,13 +47,16 @@ def file_digest(path: Path) -> str:
 def prepare_folder(folder: Path) -> None:
     """Create the output folder and make sure that files can be made in it, before any work is done.
 
+    What ports that were killed have left in it, and among this machine's temporary files, is removed.
+
     Raises:
         PortingError: output.
     """
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with scratch_file(folder):
             pass
+    remove_left(Path(tempfile.gettempdir()))
 
 
 @contextmanager
@@ -78,17 +82,10 @@ def one_writer(folder: Path) -> Iterator[None]:
 @contextmanager
 def temporary_file(folder: Path) -> Iterator[IO[bytes]]:
     """A file in `folder` that is gone afterwards, unless it was renamed."""
-    with output_errors(folder):
-        descriptor, name = tempfile.mkstemp(prefix=".porting-", suffix=".tmp", dir=folder)
-        os.close(descriptor)
-        file = Path(name).open("w+b")  # noqa: SIM115 - closed below; this way it knows its name
-    try:
+    with ExitStack() as stack:
+        with output_errors(folder):
+            file = stack.enter_context(scratch_file(folder))
         yield file
-    finally:
-        with suppress(OSError):  # what could not be written was reported by the flush before
-            file.close()
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
 
 
 def write_state(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
@@ -174,7 +171,7 @@ def publish(files: Mapping[Path, IO[bytes]]) -> None:
         with output_errors(path.parent):
             path.parent.mkdir(exist_ok=True)  # a folder that is itself emitted
             Path(file.name).chmod(0o666 & ~umask())
-            Path(file.name).replace(path)
+            give_name(file, path)
             _sync_folder(path.parent)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from models.scratch import scratch_folder
 from porting.errors import ErrorKind, PortingError
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def find(src: str | Path, arch: str, stack: ExitStack, progress: Progress, tenso
         raise PortingError(
             ErrorKind.MISSING, src, [f"the seed is a whole number, found {seed!r}"], "Give synthetic, or synthetic:7."
         )
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="porting-synthetic-"))
+    folder = stack.enter_context(scratch_folder(Path(tempfile.gettempdir())))
     progress.start("TensorFlow writes a synthetic source", 1)
-    path = tensorflow.take(src).synthesize(arch, int(seed or 0), Path(folder))
+    path = tensorflow.take(src).synthesize(arch, int(seed or 0), folder)
     progress.step()
     return Origin(path, text, synthetic=True)

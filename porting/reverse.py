@@ -6,7 +6,6 @@ gets its name.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 import numpy.typing as npt
 
+from models.scratch import scratch_folder
 from porting import artifact, rules
 from porting.bitwise import compare_weights
 from porting.errors import Defect, ErrorKind, PortingError
@@ -87,8 +87,7 @@ def export(
     artifact.prepare_folder(final.parent)
     with ExitStack() as stack:
         with artifact.output_errors(final.parent):
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".porting-", dir=final.parent))
-            written = Path(folder, final.name)
+            written = stack.enter_context(scratch_folder(final.parent)) / final.name
             files = _write(written, found, stack, watch)
         _read_back(weights, written, found)
         stack.enter_context(artifact.one_writer(final.parent))

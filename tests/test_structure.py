@@ -18,7 +18,8 @@ LONG_FILES = {
     "tests/models/test_networks.py": "one subject: what a built network offers, from heads and maps to timm beside it",
 }
 RULES = {"porting.rules", "porting.keras_rules", "porting.tables"}  # they know of nothing but each other
-TRANSFER = {"models.connection", "models.transfer"}  # how files come over the network, for sources and weights alike
+# How files come over the network and where unfinished ones lie, for sources and weights alike.
+TRANSFER = {"models.connection", "models.scratch", "models.transfer"}
 TENSORFLOW_IMPORT = "porting.reference.tensorflow_import"
 TENSORFLOW_SIDE = {
     f"porting.reference.{name}"

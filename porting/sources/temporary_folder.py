@@ -1,9 +1,8 @@
-"""A folder for what an archive holds, which is gone however the process ends, short of being killed outright."""
+"""A folder for what an archive holds, which is gone however the process ends; where it is killed, with the next run."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from types import FrameType
 
+from models.scratch import make_folder, remove_folder
 from porting.errors import ErrorKind, PortingError, corrupt
 from porting.sources.archive_members import DISTRUST
 
@@ -23,8 +23,8 @@ class TemporaryFolder:
     """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="xception-porting-"))
-        self._finalizer = weakref.finalize(self, _remove, self.path)
+        self.path, descriptor = make_folder(Path(tempfile.gettempdir()))
+        self._finalizer = weakref.finalize(self, remove_folder, self.path, descriptor)
         _end_orderly_on_sigterm()
 
     def write(self, archive: Path, name: str, pieces: Iterable[bytes]) -> None:
@@ -82,14 +82,6 @@ class _Writer:
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-
-
-def _remove(path: Path) -> None:
-    try:
-        shutil.rmtree(path, ignore_errors=True)
-    finally:  # a signal in the middle of it ends the process, and not the removal
-        if path.exists():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _end_orderly_on_sigterm() -> None:
