@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ FLOAT32_FACTOR = 4.0
 # convolutions of stride 2 in one order and is 3.6 times as far off there on the same data (K = 728, measured), so that
 # a right port came to 3.9 times TensorFlow's error. TF32 or half precision is a hundred times this.
 FLOAT32_ROUNDINGS = 3.0
+_PIECE = 1 << 16  # values: half a MiB in float64
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,39 @@ def compare(point: TracePoint, ported: Activation, reference: Activation, bound:
 
     if ported.shape != reference.shape or ported.size == 0:
         return result(math.inf, (), math.nan, math.nan)
-    with np.errstate(invalid="ignore"):  # inf - inf
-        difference = np.abs(ported - reference)
-    # argmax returns the first NaN where there is one; inf - inf is NaN too.
-    index = tuple(int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape))
-    largest, scale = float(difference[index]), magnitude(reference)
-    return result(relative(largest, scale), index, float(ported[index]), float(reference[index]))
+    found = _difference(ported, reference)
+    error = relative(found.largest, found.scale)
+    return result(error, found.where, float(ported[found.where]), float(reference[found.where]))
 
 
-def magnitude(values: Activation) -> float:
-    """The largest magnitude; not finite where a value is not."""
-    return float(max(values.max(), -values.min()))
+class _Difference(NamedTuple):
+    """The largest |ported - reference|, where it is, and the largest |reference|; NaN where a value is not finite."""
+
+    largest: float
+    where: tuple[int, ...]
+    scale: float
+
+
+def _difference(ported: Activation, reference: Activation) -> _Difference:
+    """Taken in pieces that fit the processor's cache: PyTorch's side is transposed, and large temporaries are slow."""
+    axis = min(1, reference.ndim - 1)  # rows of NHWC
+    step = max(1, _PIECE * reference.shape[axis] // reference.size)
+    largest, found, scales = -1.0, (0, 0), []
+    for start in range(0, reference.shape[axis], step):
+        piece = (slice(None),) * axis + (slice(start, start + step),)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            difference = np.subtract(ported[piece], reference[piece], dtype=np.float64)
+        np.abs(difference, out=difference)
+        place = int(difference.argmax())  # of the first NaN where there is one; inf - inf is NaN too
+        value = float(difference.flat[place])
+        if not (value <= largest or math.isnan(largest)):
+            largest, found = value, (start, place)
+        scales += [reference[piece].max(), -reference[piece].min()]
+    start, place = found
+    shape = (*reference.shape[:axis], min(step, reference.shape[axis] - start), *reference.shape[axis + 1 :])
+    index = [int(i) for i in np.unravel_index(place, shape)]
+    index[axis] += start
+    return _Difference(largest, tuple(index), float(np.max(scales)))
 
 
 def relative(difference: float, scale: float) -> float:
@@ -159,8 +182,11 @@ def with_float32(
     result: LayerResult, ported: Activation, reference: Activation, noise: float, terms: int = 1
 ) -> LayerResult:
     """The result with the same layer's float32 run, given TensorFlow's largest float32 difference."""
-    error = compare(TracePoint(result.layer, result.module), ported.astype(np.float64), reference).error
-    return replace(result, float32=Float32Result(error, relative(noise, magnitude(reference)), terms))
+    if ported.shape != reference.shape:
+        return replace(result, float32=Float32Result(math.inf, 0.0, terms))
+    found = _difference(ported, reference)
+    error = relative(found.largest, found.scale)
+    return replace(result, float32=Float32Result(error, relative(noise, found.scale), terms))
 
 
 def as_json(trace: Trace, index: int) -> list[Mapping[str, Any]]:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from porting import rules
 from porting.recognition import DEFAULT_SIZE, Recognised
 
-# Small inputs. Padding faults hide at lucky sizes: at these, every pool and strided convolution of the network meets an
-# odd side above 2 on one axis and an even one on the other (tests/test_runs.py); a run on each, turned, sees both on both.
+# Small inputs. Padding faults hide at lucky sizes: at these, every pool and strided convolution of the network meets
+# an odd side above 2 on one axis and an even one on the other (tests/test_runs.py); turned, the other way round.
 ALIGNED_SIZES = ((48, 49), (49, 48))
 ORIGINAL_SIZES = ((54, 55), (55, 54))
 OUTPUT_STRIDES = (32, 16, 8)

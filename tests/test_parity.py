@@ -58,6 +58,27 @@ def test_another_shape_fails(shape: tuple[int, ...]) -> None:
     assert not compare(POINT, np.ones(shape), np.ones((3, 2)), bound=1e9).passed
 
 
+@pytest.mark.parametrize("shape", [(1, 149, 149, 32), (2, 7, 9, 4000), (300_000,), (2, 70_000), (1, 3, 1, 100_000)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_large_activation_is_compared_whole_in_any_layout(shape: tuple[int, ...], dtype: type) -> None:
+    random = np.random.default_rng(len(shape))
+    reference = random.normal(size=shape)
+    ported = np.moveaxis(np.ascontiguousarray(np.moveaxis(reference, -1, 0).astype(dtype)), 0, -1)
+    for _ in range(4):
+        index = tuple(int(random.integers(side)) for side in shape)
+        changed = ported.copy()
+        changed[index] += 0.5
+        result = compare(POINT, changed, reference)
+        assert (result.index, result.ported, result.reference) == (index, changed[index], reference[index])
+        difference = np.abs(changed.astype(np.float64) - reference)
+        assert result.error == difference.max() / np.abs(reference).max()
+        changed[tuple(int(random.integers(side)) for side in shape)] = math.nan
+        assert math.isnan(compare(POINT, changed, reference).error)
+        holed = reference.copy()
+        holed[index] = -math.inf
+        assert not compare(POINT, ported, holed, bound=math.inf).passed
+
+
 def test_nothing_is_not_equal_to_nothing() -> None:
     assert not compare(POINT, np.ones((0, 3)), np.ones((0, 3))).passed
 

@@ -23,7 +23,7 @@ class SharedReference:
         self.process: Reference | None = None
 
     def begin(self) -> None:
-        """Let TensorFlow's import go on beside what comes before the first `take`, which says what is wrong if it is."""
+        """Let TensorFlow be imported beside what comes before the first `take`, which says what is wrong."""
         with suppress(PortingError):
             self.take("TensorFlow")
 

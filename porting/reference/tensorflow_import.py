@@ -15,7 +15,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 _hidden = "matplotlib" not in sys.modules
 if _hidden:
     sys.modules["matplotlib"] = None  # type: ignore[assignment]
-import tensorflow as tf
+import tensorflow as tf  # noqa: E402
 
 if _hidden:
     del sys.modules["matplotlib"]
