@@ -36,8 +36,6 @@ def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
     try:
         yield file
     finally:
-        if fcntl:  # the name goes first, while nobody else can have the lock
-            path.unlink(missing_ok=True)
         with suppress(OSError):  # what could not be written was reported by the flush before
             file.close()
         path.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ from porting.reference import SharedReference
 from porting.report.files import as_text
 from porting.request import HF, PTH, contradiction
 from porting.sources import open_source
+from porting.sources.unchanging import unchanging
 from porting.state_dict import read_weights
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def port(
             upstream=origin.upstream if upstream == UNKNOWN else upstream,
         )
         source = stack.enter_context(open_source(origin.path))
+        unchanged = stack.enter_context(unchanging(source))
         recognised = recognise(source)
         options = Options(keep_background, ema, backbone_only)
         if arch == AUTO:
@@ -184,6 +186,7 @@ def port(
         if proof and manifest["parity"] == parity:  # an earlier, longer proof keeps its report
             finished[report_path(beside)] = stack.enter_context(artifact.temporary_file(folder))
             artifact.write_text(finished[report_path(beside)], as_text(found))
+        unchanged()
         artifact.publish(finished)
     return PortResult(final, manifest, proof.traces if proof else (), found, notes, time.monotonic() - began)
 

@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.commands import members, start_convert
+from porting.artifact import file_digest
+from tests.commands import ROOT, members, start_convert
 
 ARCH = "xception41"
 PATIENCE = 240  # seconds; a loaded machine is slow, and only a hang takes so long
@@ -132,11 +134,59 @@ def test_a_killed_command_takes_its_reference_with_it(
     assert [file for file in (tmp_path / "out").iterdir() if file.suffix in (".pth", ".json")] == []
 
 
-def test_two_ports_at_once_make_one_file(synthetic_source: Callable[[str], Path], tmp_path: Path) -> None:
-    arguments = ("--src", synthetic_source(ARCH), "--arch", ARCH, "--out", tmp_path / "out", "--no-verify")
-    processes = [start_convert(*arguments) for _ in range(2)]
+def test_ports_and_downloads_that_are_killed() -> None:
+    """At chosen steps; tests.kills takes all, and makes sure each time that it would have seen a fault."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.kills", "--steps", "3"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "21 kills (21 at disk steps), 0 faults; careless writers found out: each\n"
+
+
+# A port that says when its file is written, and goes on when it is told to: two of them are then sure to overlap.
+PAUSED = """
+import sys
+from porting import artifact
+real = artifact.one_writer
+def one_writer(folder):
+    print("written", file=sys.stderr, flush=True)
+    sys.stdin.readline()
+    return real(folder)
+artifact.one_writer = one_writer
+from porting.convert import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("second", ["pth", "safetensors,hf"])
+def test_two_ports_at_once_make_one_of_each_file(
+    synthetic_source: Callable[[str], Path], tmp_path: Path, second: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--src", str(synthetic_source(ARCH)), "--arch", ARCH, "--out", str(out), "--no-verify"]
+    processes = []
+    for formats in ("pth", second):
+        command = [sys.executable, "-c", PAUSED, *arguments, "--format", formats]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes))
+    for process in processes:  # both have written theirs, and neither has given it its name
+        assert process.stderr is not None and process.stderr.readline() == "written\n"
+    assert {file.suffix for file in out.iterdir()} == {".tmp"}
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
     results = [ended(process) for process in processes]
     assert [code for code, _, _ in results] == [0, 0], results
-    (path,) = {Path(out.strip()) for _, out, _ in results}
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {f"{path.stem}{end}" for end in (".pth", ".json")}
-    assert json.loads(path.with_suffix(".json").read_text())["files"][0]["bytes"] == path.stat().st_size
+    first, last = (Path(text.strip()) for _, text, _ in results)
+    expected = {first.name, first.with_suffix(".json").name}
+    if second == "pth":
+        assert first == last
+    else:
+        expected |= {last.name, last.with_suffix(".json").name, *(file.name for file in out.iterdir() if file.is_dir())}
+        assert last.suffix == ".safetensors" and sum(file.is_dir() for file in out.iterdir()) == 1
+    assert {file.name for file in out.iterdir()} == expected
+    for manifest in out.glob("*.json"):
+        for entry in json.loads(manifest.read_text())["files"]:
+            file = out / entry["name"]
+            assert (file.stat().st_size, file_digest(file)) == (entry["bytes"], entry["sha256"])

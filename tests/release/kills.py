@@ -8,23 +8,19 @@ up.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from porting.errors import PortingError
 from porting.release import swap
 from porting.release.build import build
 from porting.release.check import verify
+from tests.kills import run_killed, steps_of
 from tests.release import samples
 
-STEPS = ("open", "os.", "shutil.", "ctypes.dlsym")  # audit events (PEP 578) before what may change the disk
 FOREIGN = {"CNAME": b"weights.example.org\n", ".git/config": b"[core]\n", "weights/README": b"mine\n"}
 
 
@@ -38,51 +34,6 @@ def prepare(folder: Path) -> tuple[list[Path], Path]:
         samples.add(source, "xception41", number)
         sources.append(source)
     return sources, folder / "site"
-
-
-def run_killed(work: Callable[[], Any], step: int) -> bool:
-    """Whether a process of its own that does `work` was killed, right before its step of this number."""
-    child = os.fork()
-    if child == 0:
-        left = step
-
-        def count(event: str, _arguments: object) -> None:
-            nonlocal left
-            if event.startswith(STEPS) and left >= 0:  # the kill itself is such an event
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(count)
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1] == signal.SIGKILL
-
-
-def steps_of(work: Callable[[], Any]) -> int:
-    """How many steps it takes."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        steps = 0
-
-        def count(event: str, _arguments: object) -> None:
-            nonlocal steps
-            steps += event.startswith(STEPS)
-
-        sys.addaudithook(count)
-        try:
-            work()
-        finally:
-            os.write(writer, str(steps).encode())
-            os._exit(0)
-    os.close(writer)
-    with open(reader) as pipe:  # noqa: PTH123 - a descriptor
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return int(text)
 
 
 def faults(site: Path, sources: list[Path], may_be_away: bool) -> list[str]:
