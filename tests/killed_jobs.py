@@ -170,6 +170,7 @@ def archive_job(folder: Path) -> Job:
 
 # --- downloads --------------------------------------------------------------------------------------------------------
 
+CUT = 500_000  # bytes of a first answer
 NEW, OLD = (np.random.default_rng(seed).bytes(900_000) for seed in (0, 1))
 
 
@@ -179,7 +180,7 @@ class _Changing(_Handler):
     def do_GET(self) -> None:  # noqa: N802
         content = Path(self.server.content).read_bytes()
         tag = f'"{hashlib.sha256(content).hexdigest()}"'
-        state = Server(content=content, etag=tag, cuts=[] if self.headers.get("Range") else [500_000])
+        state = Server(content=content, etag=tag, cuts=[] if self.headers.get("Range") else [CUT])
         if self.path.endswith(".json"):
             state = Server(content=b"{}", etag=None)
         self.server = SimpleNamespace(state=state)  # this answer's own: others may still be on their way
@@ -201,37 +202,33 @@ def serve(folder: Path, stack: ExitStack) -> tuple[str, Path]:
     return f"http://127.0.0.1:{server.server_port}", content
 
 
-def download_jobs(folder: Path, stack: ExitStack) -> Iterator[Job]:
+def download_jobs(folder: Path, stack: ExitStack) -> list[Job]:
     """A source for a port, and published weights, each with nothing there, or with half of what was there before."""
     address, content = serve(folder, stack)
     cache, home = folder / "cache", folder / "home"
     stack.enter_context(mock.patch.dict(os.environ, no_proxy="*"))
+    stack.enter_context(mock.patch.object(download, "cache_folder", lambda: home))
+    stack.enter_context(mock.patch.object(download, "_RETRY", HURRIED))
 
-    def source() -> None:
-        fetch(f"{address}/model.h5", cache=cache, retry=HURRIED)
+    def job(name: str, place: Path, work: Callable[[], object]) -> Job:
+        def half() -> None:
+            """A run that was killed halfway, before the file was replaced by another at the same address."""
+            content.write_bytes(OLD)
+            run = os.fork()
+            if run == 0:
+                with mock.patch.object(os, "fsync", lambda _: os._exit(0)):
+                    work()
+            os.waitpid(run, 0)
+            content.write_bytes(NEW)
+            assert [path.stat().st_size for path in place.rglob("*.part")] == [CUT]
 
-    def half() -> None:
-        """A run that was killed halfway, before the file was replaced by another at the same address."""
-        content.write_bytes(OLD)
-        job = yet[0]
-        run = os.fork()
-        if run == 0:
-            with mock.patch.object(os, "fsync", lambda _: os._exit(0)):
-                job.work()
-            os._exit(0)
-        os.waitpid(run, 0)
-        content.write_bytes(NEW)
+        return Job(name, place, [nothing, half], work).learn()
 
-    yet = [Job("a source's download", cache, [nothing, half], source)]
-    yield yet[0].learn()
-
-    def weights() -> None:
-        digest = hashlib.sha256(NEW).hexdigest()
-        with mock.patch.object(download, "cache_folder", lambda: home), mock.patch.object(download, "_RETRY", HURRIED):
-            download.fetch(f"{address}/net-{digest[:8]}.pth")
-
-    yet = [Job("a download of weights", home, [nothing, half], weights)]
-    yield yet[0].learn()
+    name = f"net-{hashlib.sha256(NEW).hexdigest()[:8]}.pth"
+    return [
+        job("a source's download", cache, lambda: fetch(f"{address}/model.h5", cache=cache, retry=HURRIED)),
+        job("a download of weights", home, lambda: download.fetch(f"{address}/{name}")),
+    ]
 
 
 def jobs(folder: Path, small: bool, stack: ExitStack) -> list[Job]:
