@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.layers import is_traced
+
+
+@cache
+def _onednn_fuses() -> bool:
+    """Whether this build of PyTorch has oneDNN, and the operation that is used of it."""
+    onednn: Any = torch.backends.mkldnn
+    return bool(onednn.is_available()) and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 class FusedConv2d(nn.Conv2d):
@@ -50,15 +58,15 @@ class FusedConv2d(nn.Conv2d):
 
     def _can_fuse(self, x: Tensor) -> bool:
         onednn: Any = torch.backends.mkldnn
-        return (
+        return bool(
             not is_traced()
             and x.device.type == "cpu" == self.weight.device.type
             and x.dtype == torch.float32 == self.weight.dtype
             and x.numel() > 0
             and not torch.is_autocast_enabled("cpu")
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
-            and bool(onednn.is_available() and onednn.enabled)
-            and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+            and onednn.enabled
+            and _onednn_fuses()
         )
 
     def _reordered(self, x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from models.fused import FusedConv2d
-from models.layers import ConvNorm, SeparableConvNorm
 from models.registry import Network
 
 # One image of 299x299 before the middle flow, whose largest maps have 11 MB: a last cache, and what the C library keeps
@@ -60,6 +59,11 @@ def fold_pair(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return folded
 
 
+def _convolution(holder: nn.Module, name: str) -> str:
+    """A child's name if it is a convolution; of a separable one, as conv3 of the original network, its second half."""
+    return name if isinstance(getattr(holder, name), nn.Conv2d) else f"{name}.pointwise"
+
+
 def conv_before_each_norm(network: Network) -> dict[str, str]:
     """Path of every batch norm -> path of the convolution whose output it takes."""
     pairs: dict[str, str] = {}
@@ -68,15 +72,12 @@ def conv_before_each_norm(network: Network) -> dict[str, str]:
             continue
         parent, _, leaf = path.rpartition(".")
         holder = network.get_submodule(parent)
-        if isinstance(holder, ConvNorm | SeparableConvNorm):
-            conv = leaf.replace("bn", "conv")
-        elif leaf == "skipbn":
+        if leaf == "skipbn":
             conv = "skip"
         elif leaf.isdigit():
             conv = f"{int(leaf) - 1}.pointwise"
-        else:  # bn1 to bn4 of the original network, whose conv3 and conv4 are separable
-            conv = leaf.replace("bn", "conv")
-            conv = conv if isinstance(getattr(holder, conv), nn.Conv2d) else f"{conv}.pointwise"
+        else:
+            conv = _convolution(holder, leaf.replace("bn", "conv"))
         pairs[path] = f"{parent}.{conv}" if parent else conv
     return pairs
 
@@ -91,15 +92,12 @@ def conv_before_relu(network: Network) -> dict[str, str]:
         holder = network.get_submodule(parent)
         if isinstance(holder, nn.Sequential) and leaf in ("0", "act1"):
             continue  # takes what enters the unit, which the shortcut takes too
-        if isinstance(holder, ConvNorm | SeparableConvNorm):
-            conv = leaf.replace("act", "conv")
-        elif leaf.isdigit():  # in a block of the original network: ReLU, convolution, batch norm, ReLU ...
+        if leaf.isdigit():  # in a block of the original network: ReLU, convolution, batch norm, ReLU ...
             conv = f"{int(leaf) - 2}.pointwise"
         elif isinstance(holder, nn.Sequential):  # in an aligned unit: act1, conv1, act2, conv2 ...
             conv = f"conv{int(leaf.removeprefix('act')) - 1}.conv_pw"
-        else:  # act1 to act4 of the original network, whose conv3 and conv4 are separable
-            conv = leaf.replace("act", "conv")
-            conv = conv if isinstance(getattr(holder, conv), nn.Conv2d) else f"{conv}.pointwise"
+        else:
+            conv = _convolution(holder, leaf.replace("act", "conv"))
         pairs[path] = f"{parent}.{conv}" if parent else conv
     return pairs
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,21 @@ def one_reference(_kept_reference: Reference, monkeypatch: pytest.MonkeyPatch) -
     shared = SimpleNamespace(begin=lambda: None, take=lambda _file: _kept_reference)
     for module in (porting.reference, pipeline, verification, tracing):
         monkeypatch.setattr(module, "SharedReference", lambda *_: nullcontext(shared))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, the one that is installed."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on PATH")
+    with sync_api.sync_playwright() as playwright:
+        # Chromium refuses to run as root, as containers do, within its own sandbox.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -77,7 +77,7 @@ def _build(arguments: argparse.Namespace) -> int:
     for text in built.notes:
         terminal.note(f"note: {text}")
     terminal.note(
-        f"{built.weights} sets of weights, {built.files} files" + ("" if built.changed else "; nothing has changed")
+        f"weights: {built.weights}, files: {built.files}" + ("" if built.changed else "; nothing has changed")
     )
     print(built.site)
     return terminal.DONE
@@ -96,7 +96,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     for defect in found.differences:
         print(f"  {defect}")
     terminal.note(
-        f"{found.weights} sets of weights, {found.files} files, {found.bytes:,} bytes; signature: {found.signature}"
+        f"weights: {found.weights}, files: {found.files}, bytes: {found.bytes:,}; signature: {found.signature}"
     )
     return terminal.FAILED if found.differences else terminal.DONE
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +12,7 @@ import pytest
 from porting.report import files
 from tests.report import reports
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Page = Any
-CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 ARCH = "xception41"  # the smallest page
 MAIN = [layer for layer in reports.failed(ARCH)["layers"] if layer["run"] == 0]
 FAULTY = next(number for number, layer in enumerate(MAIN) if layer["module"] == reports.EPSILON)
@@ -32,16 +27,6 @@ class Opened:
     page: Page
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        # Chromium refuses to run as root, as containers do, within its own sandbox.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
