@@ -27,6 +27,8 @@ from models.preprocess import EvaluationTransform
 from porting import ErrorKind, PortingError, PortResult, port
 from porting.evaluate import main as evaluate
 
+pytestmark = pytest.mark.slow  # and fetched: the plain command needs no network
+
 
 @dataclass(frozen=True)
 class Member:
@@ -127,7 +129,6 @@ def test_the_backbone_is_proved_against_the_user_s_own_model(result: PortResult)
     np.testing.assert_allclose((np.array(preprocessing["std"]) * 255) ** 2, [1288.3, 1515.5, 1880.3], atol=0.1)
 
 
-@pytest.mark.slow
 def test_features_of_a_photograph_are_what_keras_computes(
     result: PortResult, fetched: Callable[[Member], Path], tmp_path: Path
 ) -> None:

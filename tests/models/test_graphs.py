@@ -117,6 +117,7 @@ def test_trace_holds_no_size(network: Any) -> None:
             assert_same([traced(x)], [network(x)])
 
 
+@pytest.mark.slow
 def test_feature_maps_compile() -> None:
     maps = randomise(create_model("xception41", features_only=True, output_stride=16))
     compiled = torch.compile(maps, backend="eager", fullgraph=True)
