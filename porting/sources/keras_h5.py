@@ -31,7 +31,7 @@ class KerasSource(TensorSource):
     """Keras weights in an HDF5 file, which may be a stored member of a zip.
 
     Attributes:
-        object_names: the layer's name for each `layers/.../vars` group that notes one (Keras 3.8 and later), by the
+        object_names: the layer's name for each `layers/.../vars` group that notes one (Keras 3.6 and later), by the
             path above `vars`.
     """
 

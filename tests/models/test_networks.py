@@ -18,6 +18,10 @@ PARAMETERS = {"xception": 22_855_952, "xception41": 26_969_560, "xception65": 39
 TENSORS = {"xception": 236, "xception41": 422, "xception65": 662, "xception71": 732}
 SMALL = ("xception", "xception41")
 
+# What PyTorch 2.4 says of its own code: checkpointing calls a name that it deprecates, and pickles load as pickles.
+OWN_NAME_OF_2_4 = pytest.mark.filterwarnings("ignore:`torch.cpu.amp.autocast:FutureWarning")
+OWN_PICKLE_OF_2_4 = pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
+
 
 def randomise(network: Any) -> Any:
     """Statistics that hide nothing: the defaults (mean 0, variance 1) would."""
@@ -197,6 +201,7 @@ def test_no_module_changes_what_a_hook_was_given(network: Any, image: Tensor) ->
     assert all(torch.equal(output, copy_) for output, copy_ in kept)
 
 
+@OWN_NAME_OF_2_4
 def test_gradient_checkpointing_gives_the_same_gradients(network: Any, image: Tensor) -> None:
     plain, saving = copy.deepcopy(network), copy.deepcopy(network)
     saving.set_grad_checkpointing()
@@ -207,6 +212,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(network: Any, image: Te
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in plain.parameters())
 
 
+@OWN_NAME_OF_2_4
 def test_gradient_checkpointing_of_feature_maps() -> None:
     network = create_model("xception41", features_only=True)
     network.eval().set_grad_checkpointing()
@@ -269,6 +275,7 @@ def test_training_step_changes_every_parameter() -> None:
     assert not same
 
 
+@OWN_PICKLE_OF_2_4
 def test_copies_and_pickles(network: Any, image: Tensor) -> None:
     again = pickle.loads(pickle.dumps(network))
     with torch.no_grad():
