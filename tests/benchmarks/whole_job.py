@@ -123,13 +123,13 @@ class Case:
     against: str
 
 
-def cases(arch: str, prefix: Path, size: int) -> list[Case]:
-    """All of them; each command is given a fresh folder."""
+def cases(arch: str, prefixes: Sequence[Path], size: int) -> list[Case]:
+    """All of them; each command is given a fresh folder. `prefixes`: the source, and other names of it."""
+    prefix = prefixes[0]
     own = [sys.executable, "-m", "porting.convert"]
-    source = ["--src", str(prefix), "--arch", arch]
 
-    def convert(*options: str) -> Callable[[str], Sequence[str]]:
-        return lambda folder: [*own, *source, "--out", folder, *options]
+    def convert(*options: str, sources: Sequence[Path] = prefixes[:1]) -> Callable[[str], Sequence[str]]:
+        return lambda folder: [*own, "--src", *map(str, sources), "--arch", arch, "--out", folder, *options]
 
     def script(function: str, *arguments: str) -> Callable[[str], Sequence[str]]:
         return lambda folder: [sys.executable, "-m", "tests.benchmarks.whole_job", "--run", function,
@@ -145,6 +145,7 @@ def cases(arch: str, prefix: Path, size: int) -> list[Case]:
         Case("floor: TensorFlow's forwards", script("reference_floor", str(prefix), arch), b),
         Case("convert", convert(), b),
         Case("convert --fast", convert("--fast"), b),
+        Case("convert, three sources", convert(sources=prefixes), "convert"),
         Case(interpreter, lambda _: [sys.executable, "-c", "pass"], interpreter),
         Case("convert --help", lambda _: [*own, "--help"], interpreter),
         Case("convert, usage error", lambda _: [*own, "--src", "x"], interpreter),
@@ -185,9 +186,19 @@ def main() -> None:
             prefix = reference.synthesize(arguments.arch, 0, Path(scratch))
         data = Path(f"{prefix}.data-00000-of-00001")
         data.read_bytes()  # into the page cache
-        every = cases(arguments.arch, prefix, data.stat().st_size)
-        wanted = {case.against for case in every if any(part in case.name for part in arguments.only)}
-        every = [case for case in every if case.name in wanted or any(part in case.name for part in arguments.only)]
+        prefixes = [prefix]
+        for name in ("second", "third"):
+            folder = Path(scratch, name)
+            folder.mkdir()
+            for file in prefix.parent.glob(f"{prefix.name}.*"):
+                (folder / file.name).hardlink_to(file)
+            prefixes.append(folder / prefix.name)
+        every = cases(arguments.arch, prefixes, data.stat().st_size)
+        wanted = {case.name for case in every if any(part in case.name for part in arguments.only)}
+        for case in reversed(every):  # what a ratio is to stands before it
+            if case.name in wanted:
+                wanted.add(case.against)
+        every = [case for case in every if case.name in wanted]
         costs: dict[str, list[Cost]] = {case.name: [] for case in every}
         for _ in range(arguments.rounds):
             for case in every:
