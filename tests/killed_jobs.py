@@ -115,12 +115,12 @@ def nothing() -> None:
 # --- a port -----------------------------------------------------------------------------------------------------------
 
 
-def checkpoint(folder: Path, real: bool) -> Path:
+def checkpoint(folder: Path, real: bool, seed_offset: int = 0) -> Path:
     """A whole source, of the golden weights or of zeros, written without TensorFlow."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     prefix = folder / "model.ckpt"
-    shapes = variable_shapes(ARCH)
-    values = golden_variables(ARCH) if real else {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in variable_shapes(ARCH).items()}
+    values = golden_variables(ARCH, seed_offset) if real else zeros
     with data_path(prefix).open("xb") as data, index_path(prefix).open("xb") as index:
         write_bundle(data, index, sorted(values.items()))
     return prefix
