@@ -10,24 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
-from models.features import FeatureInfo, FeatureMap, check_images, select_maps
-from models.info import MODELS, ModelInfo, Preprocessing
-from models.layers import (
-    GlobalPool,
-    MaxPoolSame,
-    Pooling,
-    SeparableConv,
-    batch_norm,
-    classifier,
-    drop_path,
-    in_slices,
-    pooling_named,
-)
+from models.features import FeatureInfo, FeatureMap, select_maps
+from models.image_network import ImageNetwork
+from models.info import MODELS
+from models.layers import GlobalPool, MaxPoolSame, Pooling, SeparableConv, batch_norm, classifier, drop_path
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ class Block(nn.Module):
         return total
 
 
-class Xception(nn.Module):
+class Xception(ImageNetwork):
     """Original Xception: images (N, in_chans, H, W) in [-1, 1] to logits (N, num_classes).
 
     Args:
@@ -122,19 +111,11 @@ class Xception(nn.Module):
         folded: bool = False,
         out_indices: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(MODELS["xception"], num_classes, in_chans, folded)
         if output_stride != 32:
             raise ModelError(
                 f"output_stride: expected 32 for xception, found {output_stride}; the aligned networks take 16 and 8"
             )
-        self.info: ModelInfo = MODELS["xception"]
-        self.preprocessing: Preprocessing = self.info.preprocessing
-        self.labels: tuple[str, ...] | None = None  # class names, where the weights bring their own
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.folded = folded
-        self.grad_checkpointing = False
-        self.pixels_at_once: tuple[int, int] | None = None  # see layers.in_slices; set by optimize_for_inference
         self.num_features = self.head_hidden_size = 2048
         self.feature_info: FeatureInfo = select_maps(MAPS, out_indices)
         self.features_only = out_indices is not None
@@ -162,7 +143,6 @@ class Xception(nn.Module):
             self.fc = classifier(self.num_features, num_classes)
 
     def _entry(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Everything before the eight equal blocks of the middle flow."""
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.act2(self.bn2(self.conv2(x)))
         if maps is not None:
@@ -179,60 +159,5 @@ class Xception(nn.Module):
         tapped = {one.module.split(".")[0] for one in MAPS}
         for index in blocks:
             name = f"block{index}"
-            taps = maps if name in tapped else None
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(getattr(self, name), x, taps, use_reentrant=False)
-            else:
-                x = getattr(self, name)(x, taps)
+            x = self._block(getattr(self, name), x, maps if name in tapped else None)
         return x
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, (N, 2048, H/32, W/32), after the last ReLU."""
-        check_images(x, self.in_chans, self.smallest_input)
-        return in_slices((self._entry, self._middle_and_exit), x, self.pixels_at_once)
-
-    def forward_maps(self, x: Tensor) -> list[Tensor]:
-        """The maps that `feature_info` selects, shallowest first."""
-        check_images(x, self.in_chans, self.smallest_input)
-        maps: list[Tensor] = []
-        maps.append(self._middle_and_exit(self._entry(x, maps), maps))
-        return [maps[index] for index in self.feature_info.out_indices]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of a last map; with `pre_logits`, the pooled features that the classifier takes."""
-        x = self.drop(self.global_pool(x))
-        if pre_logits:
-            return x
-        logits: Tensor = self.fc(x)
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        return self.forward_maps(x) if self.features_only else self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The dense layer, the layers of a head that is a chain, or an identity where there is none."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new, untrained one of `num_classes` (0 for none).
-
-        Raises:
-            ModelError: no such pooling, or no pooling before a classifier.
-        """
-        pooling = self.global_pool.pooling if global_pool is None else pooling_named(global_pool)
-        if pooling is Pooling.NONE and num_classes > 0:
-            raise ModelError("global_pool: '' leaves the map unpooled, which a classifier cannot take")
-        like = next(self.parameters())
-        self.global_pool = GlobalPool(pooling)
-        self.fc = classifier(self.num_features, num_classes).to(like.device, like.dtype).train(self.training)
-        self.num_classes = num_classes
-        self.labels = None
-
-    @property
-    def default_cfg(self) -> dict[str, object]:
-        """What timm keeps under this name: input size, crop, mean, and so on."""
-        return self.info.default_cfg(self.preprocessing)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable

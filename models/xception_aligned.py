@@ -8,24 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
-from models.features import FeatureInfo, FeatureMap, check_images, select_maps
-from models.info import MODELS, ModelInfo, Preprocessing
-from models.layers import (
-    ConvNorm,
-    GlobalPool,
-    Pooling,
-    SeparableConvNorm,
-    classifier,
-    drop_path,
-    in_slices,
-    pooling_named,
-)
+from models.features import FeatureInfo, FeatureMap, select_maps
+from models.image_network import ImageNetwork
+from models.info import MODELS
+from models.layers import ConvNorm, GlobalPool, Pooling, SeparableConvNorm, classifier, drop_path
 
 
 @dataclass(frozen=True)
@@ -114,7 +105,7 @@ class ClassifierHead(nn.Module):
         return logits
 
 
-class XceptionAligned(nn.Module):
+class XceptionAligned(ImageNetwork):
     """Aligned Xception: images (N, in_chans, H, W) in [-1, 1] to logits (N, num_classes).
 
     Args:
@@ -144,19 +135,10 @@ class XceptionAligned(nn.Module):
         folded: bool = False,
         out_indices: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(MODELS[config.name], num_classes, in_chans, folded)
         if output_stride not in (8, 16, 32):
             raise ModelError(f"output_stride: expected 8, 16 or 32, found {output_stride}")
         self.config = config
-        self.info: ModelInfo = MODELS[config.name]
-        self.preprocessing: Preprocessing = self.info.preprocessing
-        self.labels: tuple[str, ...] | None = None  # class names, where the weights bring their own
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.folded = folded
-        self.grad_checkpointing = False
-        self.pixels_at_once: tuple[int, int] | None = None  # see layers.in_slices; set by optimize_for_inference
-        self.drop_rate = drop_rate
         self.stem = nn.Sequential(ConvNorm(in_chans, 32, 3, 2, folded=folded), ConvNorm(32, 64, 3, folded=folded))
         self.blocks = nn.Sequential()
         maps: list[FeatureMap] = []
@@ -177,65 +159,21 @@ class XceptionAligned(nn.Module):
         if not self.features_only:
             self.head = ClassifierHead(channels, num_classes, global_pool, drop_rate)
 
-    def _entry(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
-        """Everything before the middle flow."""
-        return self._through(list(self.blocks)[: self.config.entry_units], self.stem(x), taps)
-
-    def _middle_and_exit(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
-        return self._through(list(self.blocks)[self.config.entry_units :], x, taps)
-
-    def _through(self, blocks: Sequence[nn.Module], x: Tensor, taps: list[Tensor] | None) -> Tensor:
-        for block in blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, taps, use_reentrant=False)
-            else:
-                x = block(x, taps)
+    def _entry(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        x = self.stem(x)
+        for block in list(self.blocks)[: self.config.entry_units]:
+            x = self._block(block, x, maps)
         return x
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, (N, 2048, H/output_stride, W/output_stride), after the last ReLU."""
-        check_images(x, self.in_chans, self.smallest_input)
-        return in_slices((self._entry, self._middle_and_exit), x, self.pixels_at_once)
+    def _middle_and_exit(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        for block in list(self.blocks)[self.config.entry_units :]:
+            x = self._block(block, x, maps)
+        return x
 
-    def forward_maps(self, x: Tensor) -> list[Tensor]:
-        """The maps that `feature_info` selects, shallowest first."""
-        check_images(x, self.in_chans, self.smallest_input)
-        maps: list[Tensor] = []
-        maps.append(self._middle_and_exit(self._entry(x, maps), maps))
-        return [maps[index] for index in self.feature_info.out_indices]
+    def _head(self) -> Any:
+        return self.head
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of a last map; with `pre_logits`, the pooled features that the classifier takes."""
-        out: Tensor = self.head(x, pre_logits)
+        out: Tensor = self.head(x, pre_logits)  # a module: a hook on it sees the logits
         return out
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        return self.forward_maps(x) if self.features_only else self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The dense layer, or an identity where there is none."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new, untrained one of `num_classes` (0 for none).
-
-        Raises:
-            ModelError: no such pooling, or no pooling before a classifier.
-        """
-        pooling = self.head.global_pool.pooling if global_pool is None else pooling_named(global_pool)
-        if pooling is Pooling.NONE and num_classes > 0:
-            raise ModelError("global_pool: '' leaves the map unpooled, which a classifier cannot take")
-        like = next(self.parameters())
-        self.head.global_pool = GlobalPool(pooling)
-        self.head.fc = classifier(self.num_features, num_classes).to(like.device, like.dtype).train(self.training)
-        self.num_classes = num_classes
-        self.labels = None
-
-    @property
-    def default_cfg(self) -> dict[str, object]:
-        """What timm keeps under this name: input size, crop, mean, and so on."""
-        return self.info.default_cfg(self.preprocessing)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each unit in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
