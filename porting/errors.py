@@ -23,6 +23,11 @@ class ErrorKind(Enum):
     OUTPUT = "output"  # the result could not be written
 
 
+def shown(name: str) -> str:
+    """A file's name as a line of text: what is not printable in it, and bytes that are not UTF-8, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 @dataclass(frozen=True)
 class Defect:
     """One thing that is wrong: `subject: expected X, found Y`, or `subject: problem` where nothing was expected."""
@@ -56,10 +61,11 @@ class PortingError(Exception):
 
     def __str__(self) -> str:
         texts = [str(d).removeprefix(": ") for d in self.defects]
+        file = shown(self.file)
         if len(texts) == 1:
-            lines = [f"{self.file}: {self.kind.value}: {texts[0]}"]
+            lines = [f"{file}: {self.kind.value}: {texts[0]}"]
         else:
-            lines = [f"{self.file}: {self.kind.value}: {len(texts)} defects"]
+            lines = [f"{file}: {self.kind.value}: {len(texts)} defects"]
             lines += [f"  {text}" for text in texts]
         if self.remedy:
             lines.append(self.remedy)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from models.scratch import scratch_folder
-from porting.errors import ErrorKind, PortingError
+from porting.errors import ErrorKind, PortingError, shown
 
 if TYPE_CHECKING:
     from porting.reference import SharedReference
@@ -86,7 +86,7 @@ def find(src: str | Path, arch: str, stack: ExitStack, progress: Progress, tenso
         return Origin(fetch(text), text, upstream=text)
     kind, _, seed = text.partition(":")
     if kind != SYNTHETIC:
-        return Origin(Path(src), Path(src).name)
+        return Origin(Path(src), shown(Path(src).name))
     if seed and not seed.isdecimal():
         raise PortingError(
             ErrorKind.MISSING, src, [f"the seed is a whole number, found {seed!r}"], "Give synthetic, or synthetic:7."

@@ -6,12 +6,14 @@ Exit codes: 0 done, 1 a check failed or input is bad, 2 usage, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from porting.errors import PortingError
 
@@ -26,22 +28,58 @@ def run(command: Callable[[], int]) -> int:
     # PyTorch's threads must sleep, not spin, while they wait for TensorFlow's next layer: it needs the same cores.
     # Read when PyTorch is first imported, which no command does before this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _have_streams()
     # A polite kill unwinds like Ctrl-C does, so that nothing half-written stays.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = command()
-        sys.stdout.flush()
+        return _flushed(command())
     except PortingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        note(f"error: {error}")
+        return _flushed(FAILED)
     except KeyboardInterrupt:
-        print("interrupted: nothing was emitted", file=sys.stderr)
+        note("interrupted: nothing was emitted")
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; the result is on disk all the same.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return DONE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # only what is printed fails so and gets here
+            raise
+        return _unprinted(error)
+
+
+def _have_streams() -> None:
+    """Put the null device in the place of streams that were closed, where files would be opened; keep names' bytes."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            while (descriptor := os.open(os.devnull, os.O_RDWR)) < number:
+                pass
+            setattr(sys, name, os.fdopen(descriptor, "w" if number else "r"))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be of any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once what was printed has left this process."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _silence(sys.stdout)
+        return code if isinstance(error, BrokenPipeError) else _unprinted(error)
     return code
+
+
+def _unprinted(error: OSError) -> int:
+    """The exit code where there was no room for the result on stdout."""
+    _silence(sys.stdout)
+    note(f"error: stdout: output: cannot be written: {error.strerror or error}")
+    return FAILED
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is left in a stream that nobody takes go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -50,7 +88,10 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def note(text: str) -> None:
     """A line for the user, on stderr."""
-    print(text, file=sys.stderr)
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it, or there is no room for it: the exit code says the same
+        _silence(sys.stderr)
 
 
 def size(text: str) -> tuple[int, int]:

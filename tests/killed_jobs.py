@@ -296,7 +296,7 @@ def killed_proofs(folder: Path, moments: list[float]) -> list[str]:
         time.sleep(moment * seconds)
         process.kill()
         process.communicate()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120  # TensorFlow's process may be in its import, which nothing interrupts
         while (left := members(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.05)
         at = f"a proof, after {moment * seconds:.1f} s"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from glob import escape
 from importlib import import_module
 from pathlib import Path
@@ -46,11 +45,11 @@ def open_source(path: str | os.PathLike[str], *, within: Path | None = None) -> 
     try:
         if source.is_dir():
             return _open_folder(source, within)
-        if source.with_name(source.name + ".index").is_file() and not source.is_file():
+        if not source.is_file() and source.with_name(source.name + ".index").is_file():
             return _open_prefix(source)
         return _open_file(source)
-    except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise PortingError(ErrorKind.MISSING, path, [error.strerror or str(error)], "Check the path.") from None
+    except OSError as error:
+        raise _unreachable(path, error) from None
 
 
 def require(path: str | os.PathLike[str]) -> None:
@@ -60,9 +59,17 @@ def require(path: str | os.PathLike[str]) -> None:
         PortingError: missing, as `open_source` says it.
     """
     source = Path(path)
-    with suppress(OSError):  # open_source says it better
-        if not source.exists() and not any(source.parent.glob(f"{escape(source.name)}*")):
-            raise _missing(source)
+    try:
+        found = source.exists() or any(source.parent.glob(f"{escape(source.name)}*"))
+    except OSError as error:
+        raise _unreachable(path, error) from None
+    if not found:
+        raise _missing(source)
+
+
+def _unreachable(path: object, error: OSError) -> PortingError:
+    """Of a name that is too long, or in a folder that may not be searched."""
+    return PortingError(ErrorKind.MISSING, path, [error.strerror or str(error)], "Check the path.")
 
 
 def _missing(path: Path) -> PortingError:
