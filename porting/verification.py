@@ -27,6 +27,7 @@ from porting.recognition import Recognised, recognise, reference_name, reference
 from porting.reference import Recording, Reference, SharedReference
 from porting.runs import proof_runs
 from porting.sources import open_source
+from porting.sources.unchanging import unchanging
 from porting.weights_file import check_digest, read_weights_file, with_counters
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def verify(
     with ExitStack() as stack:
         tensorflow = tensorflow or stack.enter_context(SharedReference(reference_python))
         origin = find(src, arch or AUTO, stack, watch, tensorflow)
-        recognised = recognise(stack.enter_context(open_source(origin.path)))
+        source = stack.enter_context(open_source(origin.path))
+        unchanged = stack.enter_context(unchanging(source))
+        recognised = recognise(source)
         plan = _plan(weights, recognised, state, arch, ema)
         if manifest:
             check_chain(weights, manifest, plan.chain)
@@ -143,6 +146,7 @@ def verify(
             versions=versions(proof is not None and recording is None),
             weights_only=weights_only,
         )
+        unchanged()
         if found["verdict"] == VERIFIED and proof and manifest and listed and theirs is None:
             _upgrade(stack, listed[0], manifest, proof)
     return Verification(found["verdict"], plan.arch, found["weights"]["parameters"], tuple(faults), proof, found)

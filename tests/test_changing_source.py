@@ -9,10 +9,11 @@ import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from porting import ErrorKind, PortingError, pipeline, port, proof
+from porting import ErrorKind, PortingError, pipeline, port, proof, verification
 from porting.runs import Run
 from porting.sources import open_source
 
@@ -105,7 +106,7 @@ def refused(source: tuple[Path, str, Path], change: Change, out: Path, watch: Me
     assert caught.value.kind is ErrorKind.CORRUPT
     assert str(caught.value).startswith(f"{src}: corrupt: {file.name}: ") and len(caught.value.defects) == 1
     assert re.search(SAID[change], str(caught.value))
-    assert caught.value.remedy.startswith("It changed while it was read, so nothing was emitted.")
+    assert caught.value.remedy.startswith("It changed while it was read: nothing is emitted or proved.")
     assert not out.exists() or list(out.iterdir()) == []
 
 
@@ -163,3 +164,22 @@ def test_before_tensorflow_reads_it(
 
     monkeypatch.setattr(proof, "reference_source", cut)
     refused(source, shrink, tmp_path / "out", Meddler("", 0, lambda: None), verify=True)
+
+
+@pytest.mark.parametrize("source", ["bundle"], indirect=True)
+def test_while_a_port_is_held_to_it(
+    source: tuple[Path, str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src, arch, file = source
+    weights = port(src, arch, out=tmp_path / "out", verify=False).path
+    real = verification.compare_weights
+
+    def changed(*arguments: Any) -> Any:
+        found = real(*arguments)
+        overwrite(file)
+        return found
+
+    assert verification.verify(weights, src, weights_only=True).verdict == "verified"
+    monkeypatch.setattr(verification, "compare_weights", changed)
+    with pytest.raises(PortingError, match=SAID[overwrite]):
+        verification.verify(weights, src, weights_only=True)

@@ -28,7 +28,7 @@ def unchanging(source: TensorSource) -> Iterator[Callable[[], None]]:
         if defects := [defect for defect in changed if defect.found]:
             raise PortingError(
                 ErrorKind.CORRUPT, source.path, defects,
-                "It changed while it was read, so nothing was emitted. Port it again when nothing writes to it.",
+                "It changed while it was read: nothing is emitted or proved. Try again when nothing writes to it.",
             ) from None  # fmt: skip
 
     try:
