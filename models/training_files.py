@@ -51,7 +51,9 @@ def _put(file: IO[bytes], path: Path) -> None:
 def _save(value: Any, file: IO[bytes]) -> None:
     try:
         torch.save(value, file)
-    except RuntimeError as error:  # so torch reports a failed write
+    except RuntimeError as error:  # so torch reports a write that failed, or met Ctrl-C
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
         raise OSError(str(error).splitlines()[0]) from error
 
 

@@ -99,8 +99,8 @@ def write_state(file: IO[bytes], state: Mapping[str, Tensor]) -> None:
     with output_errors(folder):
         try:
             torch.save(dict(state), file)
-        except RuntimeError as error:  # torch reports a failed write of its zip so, after the write's own error
-            if isinstance(error.__context__, OSError):
+        except RuntimeError as error:  # torch reports a write that failed, or met Ctrl-C, so, after its own error
+            if isinstance(error.__context__, (OSError, KeyboardInterrupt)):
                 raise error.__context__ from None
             raise OSError(errno.EIO, str(error).splitlines()[0]) from None
         flush(file)

@@ -215,6 +215,24 @@ def test_a_failed_write_inside_torch_is_an_output_error(tmp_path: Path, monkeypa
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EDQUOT, "quota")], ids=["Ctrl-C", "quota"])
+def test_ctrl_c_inside_torch_is_ctrl_c(tmp_path: Path, error: BaseException) -> None:
+    """torch makes a RuntimeError of whatever one of its writes raises."""
+
+    class Interrupted:
+        name, written = str(tmp_path / "file"), 0
+
+        def write(self, data: Any) -> int:
+            self.written += 1
+            if self.written == 3:
+                raise error
+            return len(data)
+
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else PortingError
+    with pytest.raises(expected):
+        artifact.write_state(Interrupted(), state())  # type: ignore[arg-type]
+
+
 def test_a_failed_json_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.json"
     published_json(path, {"version": 1})
