@@ -98,17 +98,16 @@ def _convert(arguments: argparse.Namespace) -> int:
             tensorflow.begin()
         if len(wanted) == 1:
             return _port(wanted[0], arguments, tensorflow)
-        failed = 0
+        failed, code = 0, terminal.DONE
         for src in wanted:
             try:
-                _port(src, arguments, tensorflow)
+                code = max(code, _port(src, arguments, tensorflow))
             except PortingError as error:
                 failed += 1
                 terminal.note(f"error: {error}")
-            sys.stdout.flush()
     if failed:
         terminal.note(f"{failed} of {len(wanted)} sources failed")
-    return terminal.FAILED if failed else terminal.DONE
+    return terminal.FAILED if failed else code
 
 
 def _port(src: str, arguments: argparse.Namespace, tensorflow: SharedReference) -> int:
@@ -143,8 +142,9 @@ def _port(src: str, arguments: argparse.Namespace, tensorflow: SharedReference) 
 
         for path in write(result.report, Path(arguments.report), result.path.stem):
             terminal.note(f"  report     {path}")
-    print(json.dumps({**result.manifest, "path": str(result.path)}) if arguments.json else result.path)
-    return terminal.DONE
+    return terminal.answer(
+        json.dumps({**result.manifest, "path": str(result.path)}) if arguments.json else str(result.path)
+    )
 
 
 def _summarise(result: PortResult) -> None:

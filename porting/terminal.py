@@ -37,7 +37,7 @@ def run(command: Callable[[], int]) -> int:
         note(f"error: {error}")
         return _flushed(FAILED)
     except KeyboardInterrupt:
-        note("interrupted: nothing was emitted")
+        note("interrupted: nothing half-written stays")
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; the result is on disk all the same.
@@ -60,9 +60,15 @@ def _have_streams() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
-def _flushed(code: int) -> int:
+def answer(text: str) -> int:
+    """Print a result, of which more may follow, and give the exit code: that nobody takes it is no failure."""
+    return _flushed(DONE, text + "\n")
+
+
+def _flushed(code: int, text: str = "") -> int:
     """The exit code, once what was printed has left this process."""
     try:
+        sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         _silence(sys.stdout)

@@ -100,7 +100,7 @@ def test_an_interrupted_port_leaves_nothing(
         process.send_signal(number)
     code, out, err = ended(process)
     assert code == 130
-    assert out == "" and err == "interrupted: nothing was emitted\n"
+    assert out == "" and err == "interrupted: nothing half-written stays\n"
     assert list((tmp_path / "out").iterdir()) == []
     assert list(temporary.iterdir()) == []
 

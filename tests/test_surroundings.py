@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,19 @@ def test_a_stream_that_is_closed(source: Path, tmp_path: Path, closed: str) -> N
     assert code == 0
     assert out == (b"" if closed[0] in "><" else os.fsencode(weights) + b"\n")
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("closed", "code"), [("> >(:)", 0), ("> /dev/full", 1)])
+def test_the_sources_after_one_whose_path_nobody_takes(source: Path, tmp_path: Path, closed: str, code: int) -> None:
+    """All are ported; the names of two, and one that is not there between them, make the loop go on three times."""
+    second = tmp_path / "second"
+    shutil.copytree(source.parent, second)
+    sources = ("--src", source, "--src", tmp_path / "none", "--src", second / source.name)
+    out = tmp_path / "out"
+    found, _, err = run(*sources, "--arch", ARCH, "--out", out, "--no-verify", closed=closed)
+    assert found == 1 and err.count(b"\n  time ") == 2 and b"1 of 3 sources failed" in err
+    found, _, err = run(*sources[:2], *sources[4:], "--arch", ARCH, "--out", out, "--no-verify", closed=closed)
+    assert found == code and err.count(b"\n  time ") == 2
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "2> >(:)", "2> /dev/full"])

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from models.scratch import scratch_folder
 from porting.reference.tensorflow_import import keras, tf
 
 Model = Any
@@ -153,7 +154,7 @@ _FILE_NAMES = {"keras-h5": "model.h5", "keras-weights-h5": "model.weights.h5", "
 @contextmanager
 def _named(source: Mapping[str, Any]) -> Iterator[str]:
     """The file under a name that Keras reads it by."""
-    with tempfile.TemporaryDirectory(prefix="porting-reference-") as folder:
+    with scratch_folder(Path(tempfile.gettempdir())) as folder:
         link = Path(folder, _FILE_NAMES[source["container"]])
         link.symlink_to(Path(source["path"]).resolve())
         yield str(link)
