@@ -108,6 +108,7 @@ def test_it_counts_what_a_plain_loop_counts(one: dict[str, Any], expected: dict[
     assert one["data"].startswith("val, 15 images of 7 classes, digest ") and one["published"] is None
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_says_the_same(place: Path, one: dict[str, Any], tmp_path: Path) -> None:
     """To the last bit of the loss; and three go on where two have left off."""
     state = tmp_path / "state.jsonl"

@@ -90,6 +90,7 @@ def test_a_folded_port_is_proved_and_says_its_bound(
         verify(path, source, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_runs")
 def test_another_epsilon_is_proved_and_loaded(
     ported: Callable[..., PortResult], synthetic_source: Source, tmp_path: Path

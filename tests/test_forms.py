@@ -154,7 +154,7 @@ def test_batch_norms_of_a_chain_stay() -> None:
     assert folding.fold("xception", state, 1e-3) == state
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [pytest.param(ARCHS[0], marks=pytest.mark.slow), ARCHS[1]])
 def test_a_right_fold_passes_every_layer_and_bit(case: Callable[[str], Case], arch: str) -> None:
     right = case(arch)
     state = FOLDED.apply(arch, right.state)

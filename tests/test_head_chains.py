@@ -173,7 +173,7 @@ IN_FLOAT32 = Run(SMALL, float32=True)
     [  # by model: the reference loads each once
         ("chain", None, "", [Run(SMALL), Run(SMALL, probe=True)]),
         ("chain", _wrong_epsilon_and_no_relu, "1/hidden/relu 2/normed", [Run(SMALL)]),
-        ("mixed", None, "", [IN_FLOAT32, Run(SMALL, probe=True)]),
+        pytest.param("mixed", None, "", [IN_FLOAT32, Run(SMALL, probe=True)], marks=pytest.mark.slow),
         ("mixed", _exchanged_and_other_functions, "2/one/gelu 3/leaky 4/two 7/three", [Run(SMALL)]),
         ("mixed", _half_precision, "7/three 8/soft 9/last 10/score", [IN_FLOAT32]),
     ],

@@ -85,13 +85,18 @@ HEADLESS = [*(f"notop.{ending}" for ending in FORMATS), "notop-legacy.h5", "nest
 LEFT_OUT = {"nested.h5": {"dense_1"}, "sequential.weights.h5": {"layers/dense"}}
 # The rest is ported without proof here: what Keras predicted is a proof of another kind.
 PROVED = {"nested.keras", "nested.weights.h5", "nested-legacy.h5", "notop.h5"}
+SLOW = {"nested.weights.h5", "notop.h5"}
+
+
+def cases(files: list[str]) -> list[Any]:
+    return [pytest.param(file, marks=pytest.mark.slow) if file in SLOW else file for file in files]
 
 
 def model_of(file: str) -> str:
     return file.split(".")[0].removesuffix("-legacy")
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", cases(FILES))
 def test_logits_are_what_keras_predicted(ported: Any, predicted: Any, file: str) -> None:
     model = model_of(file)
     # A file of weights alone does not say what came before the network.
@@ -115,7 +120,7 @@ def test_logits_are_what_keras_predicted(ported: Any, predicted: Any, file: str)
     assert error(np.roll(found, 1), expected) > 100 * BOUND  # the comparison can see
 
 
-@pytest.mark.parametrize("file", HEADLESS)
+@pytest.mark.parametrize("file", cases(HEADLESS))
 def test_features_are_what_keras_predicted(ported: Any, predicted: Any, file: str) -> None:
     result = ported(file, backbone_only=True)
     assert result.manifest["num_classes"] == 0 and result.manifest["mapped"] == 234

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models import connection, transfer
-from porting.errors import ErrorKind
+from porting.errors import ErrorKind, shown
 from porting.sources.download import Retry, fetch
 from tests.sources.downloads.local_server import CONTENT, DIGEST, HURRIED, Server, entry, hand, left, refusal
 
@@ -156,6 +156,6 @@ def test_a_compressed_answer(tmp_path: Path, server: Server) -> None:
 def test_urls_that_are_none(tmp_path: Path, url: str) -> None:
     error = refusal(url, tmp_path)
     assert str(error) == (
-        f"{url}: unsupported: URL: not a plain http or https address\nGive an http(s) URL or a file's path."
+        f"{shown(url)}: unsupported: URL: not a plain http or https address\nGive an http(s) URL or a file's path."
     )
     assert list(tmp_path.iterdir()) == []
