@@ -100,9 +100,7 @@ class Reference:
         self.tracing = False
         root = str(Path(__file__).resolve().parents[2])
         environment = dict(os.environ)
-        environment.pop(
-            "PYTHONWARNINGS", None
-        )  # as errors they would stop Keras, which NumPy warns of
+        environment.pop("PYTHONWARNINGS", None)  # as errors they would stop Keras, which NumPy warns of
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
         try:
             self.process = subprocess.Popen(
