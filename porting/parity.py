@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from porting.reference import Activation
+from porting.reference.frames import PIECE
 from porting.rules import TracePoint
 from porting.runs import Run
 
@@ -26,7 +27,6 @@ FLOAT32_FACTOR = 4.0
 # convolutions of stride 2 in one order and is 3.6 times as far off there on the same data (K = 728, measured), so that
 # a right port came to 3.9 times TensorFlow's error. TF32 or half precision is a hundred times this.
 FLOAT32_ROUNDINGS = 3.0
-_PIECE = 1 << 16  # values: half a MiB in float64
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Difference(NamedTuple):
 def _difference(ported: Activation, reference: Activation) -> _Difference:
     """Taken in pieces that fit the processor's cache: PyTorch's side is transposed, and large temporaries are slow."""
     axis = min(1, reference.ndim - 1)  # rows of NHWC
-    step = max(1, _PIECE * reference.shape[axis] // reference.size)
+    step = max(1, PIECE * reference.shape[axis] // reference.size)
     largest, found, scales = -1.0, (0, 0), []
     for start in range(0, reference.shape[axis], step):
         piece = (slice(None),) * axis + (slice(start, start + step),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ from porting.reference.frames import Activation, Frame, Put, ReadAhead
 
 # Activations read ahead of the comparison, so that the two frameworks overlap without holding more than a few layers.
 READ_AHEAD_BYTES = 64 << 20
+_PIPE_BYTES = 1 << 20  # the most that Linux lets anybody ask for
 
 __all__ = ["READ_AHEAD_BYTES", "Activation", "Frame", "Reference", "ReferenceSource", "tensorflow_available"]
 
@@ -116,6 +118,15 @@ class Reference:
                 ErrorKind.MISSING, python, [f"cannot be run: {error.strerror}"], "Give a Python that has TensorFlow."
             ) from None
 
+        self._widen(self._stream(self.process.stdout))
+
+    @staticmethod
+    def _widen(pipe: IO[bytes]) -> None:
+        """Let a pipe hold a mebibyte: activations are a gigabyte in all, and each 64 KiB would wake both sides."""
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            with suppress(OSError):  # where this user's pipes hold much already
+                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
     @property
     def is_idle(self) -> bool:
         """Whether it lives and waits for a request."""
@@ -167,9 +178,9 @@ class Reference:
 
     def _frames(self, dtype: np.dtype[Any], put: Put) -> None:
         while not (header := self._header()).get("end"):
-            buffer = bytearray(header["nbytes"])
-            self._fill(memoryview(buffer))
-            put(Frame(header["name"], np.frombuffer(buffer, dtype).reshape(header["shape"]), header.get("noise")))
+            values = np.empty(header["shape"], dtype)
+            self._fill(values.reshape(-1).data.cast("B"))
+            put(Frame(header["name"], values, header.get("noise")))
         self.tracing = False
 
     def _send(self, request: Mapping[str, Any], payload: memoryview | None = None) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+PIECE = 1 << 16  # values, half a MiB in float64: large temporaries are slow
 Activation = npt.NDArray[np.floating[Any]]
 
 
@@ -80,6 +81,13 @@ class ReadAhead:
                 self._ahead -= item.values.nbytes
                 self._room.notify()
             yield item
+
+
+def largest_difference(one: Activation, other: Activation) -> float:
+    """max |one - other| of two activations that lie alike in memory, NaN where one is; in pieces that fit the cache."""
+    flat = one.reshape(-1), other.reshape(-1)
+    pieces = (slice(start, start + PIECE) for start in range(0, one.size, PIECE))
+    return float(np.max([np.abs(flat[0][piece] - flat[1][piece]).max() for piece in pieces]))
 
 
 def probe(name: str, like: Activation) -> Activation:

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from porting.reference.frames import Frame, Put, ReadAhead, probe
+from porting.reference.frames import Frame, Put, ReadAhead, largest_difference, probe
 
 Network = Callable[..., None]
 # What has a graph of its own, by kind of source, in words.
@@ -102,7 +102,7 @@ class Worker:
                 other = next(noisy)
                 if other.name != frame.name:
                     raise RuntimeError(f"float32 runs {other.name} where float64 runs {frame.name}")
-                header["noise"] = float(np.abs(other.values - frame.values).max())
+                header["noise"] = largest_difference(other.values, frame.values)
             _frame(self.out, header, np.ascontiguousarray(frame.values).data.cast("B"))
 
         try:
@@ -141,7 +141,7 @@ def _run(network: Network, image: Any, put: Put, probing: _Probing) -> None:
     from porting.reference.tensorflow_import import tf
 
     def emit(name: str, tensor: Any) -> Any:
-        values = tensor.numpy()
+        values = np.asarray(memoryview(tensor))  # numpy() would copy a gigabyte in all
         put(Frame(name, values))
         passes_probe = probing.wanted and name not in probing.silent
         return tf.constant(probe(name, values), tensor.dtype) if passes_probe else tensor
