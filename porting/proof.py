@@ -21,14 +21,14 @@ from porting.origins import Progress, Quiet
 from porting.parity import LayerResult, Trace
 from porting.plan import Plan
 from porting.recognition import Recognised, reference_name, reference_source
-from porting.reference import Recording, Reference
+from porting.reference import Recording, Reference, TraceRequest
 from porting.reference.frames import Frame
 from porting.rules import TracePoint
 from porting.runs import Run, image, proof_runs, run_of
 from porting.state_dict import read_weights
 
 Image = npt.NDArray[np.float32]
-Frames = Callable[[Run], tuple[Image, Iterator[Frame]]]
+Frames = Callable[[Sequence[Run]], Iterable[tuple[Image, Iterator[Frame]]]]
 Networks = Callable[[int], nn.Module]
 
 
@@ -89,10 +89,14 @@ def reference_frames(reference: Reference, silent: Iterable[str] = ()) -> Frames
         silent: layers that pass on no probe, because the network that is compared does not show them.
     """
 
-    def frames(run: Run) -> tuple[Image, Iterator[Frame]]:
-        pixels = image(*run.size)
-        stride = run.output_stride
-        return pixels, reference.trace(pixels, output_stride=stride, probe=run.probe, silent=silent, noise=run.float32)
+    def frames(runs: Sequence[Run]) -> Iterable[tuple[Image, Iterator[Frame]]]:
+        requests = [
+            TraceRequest(
+                image(*run.size), output_stride=run.output_stride, probe=run.probe, silent=silent, noise=run.float32
+            )
+            for run in runs
+        ]
+        return zip((request.image for request in requests), reference.traces(requests), strict=True)
 
     return frames
 
@@ -107,7 +111,7 @@ def recorded_frames(recording: Recording) -> tuple[Frames, list[Run]]:
         runs = [run_of(entry, bool(entry["float32"])) for entry in recording.runs]
     except (KeyError, TypeError, ValueError) as error:
         raise corrupt(recording.path, "runs", f"not what porting.trace writes ({error})") from None
-    return lambda run: recording.run(runs.index(run)), runs
+    return lambda asked: (recording.run(runs.index(run)) for run in asked), runs
 
 
 def read_back(file: Path, content: str) -> dict[str, Tensor]:
@@ -226,8 +230,7 @@ def compare(
     progress.start("verifying against TensorFlow", len(points) * len(runs))
     traces = []
     made: dict[int, nn.Module] = {}  # a run leaves its network as it was
-    for run in runs:
-        pixels, activations = frames(run)
+    for run, (pixels, activations) in zip(runs, frames(runs), strict=True):
         if run.output_stride not in made:
             made[run.output_stride] = networks(run.output_stride)
         model = made[run.output_stride]

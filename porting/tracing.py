@@ -10,7 +10,7 @@ from porting import artifact
 from porting.origins import Progress, Quiet, find
 from porting.plan import Options, build_plan
 from porting.recognition import recognise, reference_name, reference_source
-from porting.reference import SharedReference
+from porting.reference import SharedReference, TraceRequest
 from porting.reference.frames import Frame
 from porting.reference.recording import IMAGE, Recorder
 from porting.runs import image, proof_runs
@@ -60,9 +60,8 @@ def trace(
             for index, run in enumerate(runs):
                 pixels = image(*run.size)
                 recorder.add(index, Frame(IMAGE, pixels))
-                for frame in reference.trace(
-                    pixels, output_stride=run.output_stride, probe=run.probe, noise=run.float32
-                ):
+                request = TraceRequest(pixels, output_stride=run.output_stride, probe=run.probe, noise=run.float32)
+                for frame in reference.trace(request):
                     recorder.add(index, frame)
                     watch.step()
             recorder.end()

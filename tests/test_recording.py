@@ -42,8 +42,8 @@ def test_what_is_read_is_what_was_written(path: Path) -> None:
     with Recording(path) as recording:
         frames, runs = recorded_frames(recording)
         assert runs == RUNS
-        for run in (RUNS[1], RUNS[0]):  # in any order
-            pixels, found = frames(run)
+        asked = (RUNS[1], RUNS[0])  # in any order
+        for run, (pixels, found) in zip(asked, frames(asked), strict=True):
             assert (pixels.dtype, pixels.shape) == (np.float32, (1, *run.size, 3))
             for frame, expected in zip(found, FRAMES, strict=True):
                 assert (frame.name, frame.noise) == (expected.name, expected.noise)

@@ -18,7 +18,7 @@ import pytest
 
 from porting.plan import Options, build_plan
 from porting.recognition import recognise, reference_source
-from porting.reference import Activation, Reference
+from porting.reference import Activation, Reference, TraceRequest
 from porting.sources import open_source
 from tests.golden import recipe
 from tests.golden_files import ARCHS, DEEPER_ARE_SLOW, FOLDER, golden, unpadded
@@ -108,7 +108,7 @@ def same_shape(found: tuple[int, ...], padded: npt.NDArray[Any]) -> bool:
 
 
 def logits_of(process: Reference, arch: str, size: int, dtype: str) -> Activation:
-    *_, (_, logits, _) = process.trace(recipe.image(seed(arch), size, size), dtype=dtype)
+    *_, (_, logits, _) = process.trace(TraceRequest(recipe.image(seed(arch), size, size), dtype=dtype))
     assert logits.dtype == dtype
     return logits[0]
 
@@ -125,7 +125,7 @@ def test_every_endpoint_and_the_logits(reference: tuple[str, Reference]) -> None
     names = activation_names(arch, endpoints)
     found = {}
     last = np.empty(0)
-    for name, values, _ in process.trace(recipe.image(seed(arch), 299, 299), dtype=dtype):
+    for name, values, _ in process.trace(TraceRequest(recipe.image(seed(arch), 299, 299), dtype=dtype)):
         if name in names.values():
             found[name] = (values.shape, statistics(values))
         last = values
@@ -157,7 +157,8 @@ def test_logits_of_the_deeper_networks(reference: tuple[str, Reference]) -> None
 
 def features_error(process: Reference, arch: str, key: str, output_stride: int, feature: str) -> float:
     data = golden(arch)
-    trace = process.trace(recipe.image(seed(arch), 193, 257), dtype="float32", output_stride=output_stride)
+    image = recipe.image(seed(arch), 193, 257)
+    trace = process.trace(TraceRequest(image, dtype="float32", output_stride=output_stride))
     values = {frame.name: frame.values for frame in trace if frame.name == feature}[feature]
     assert values.shape == unpadded(data[f"{key}_shape"])
     by_statistics = error(statistics(values), data[f"{key}_stats"], scale=data[f"{key}_stats"][2])

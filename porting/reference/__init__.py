@@ -6,8 +6,16 @@ is the one file of the project that imports it. `recording` is a trace in a file
 
 from __future__ import annotations
 
-from porting.reference.client import Activation, Reference, ReferenceSource, tensorflow_available
+from porting.reference.client import Activation, Reference, ReferenceSource, TraceRequest, tensorflow_available
 from porting.reference.recording import Recording
 from porting.reference.shared import SharedReference
 
-__all__ = ["Activation", "Recording", "Reference", "ReferenceSource", "SharedReference", "tensorflow_available"]
+__all__ = [
+    "Activation",
+    "Recording",
+    "Reference",
+    "ReferenceSource",
+    "SharedReference",
+    "TraceRequest",
+    "tensorflow_available",
+]

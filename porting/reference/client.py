@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,15 @@ from porting.reference.frames import Activation, Frame, Put, ReadAhead
 READ_AHEAD_BYTES = 64 << 20
 _PIPE_BYTES = 1 << 20  # the most that Linux lets anybody ask for
 
-__all__ = ["READ_AHEAD_BYTES", "Activation", "Frame", "Reference", "ReferenceSource", "tensorflow_available"]
+__all__ = [
+    "READ_AHEAD_BYTES",
+    "Activation",
+    "Frame",
+    "Reference",
+    "ReferenceSource",
+    "TraceRequest",
+    "tensorflow_available",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,56 @@ class ReferenceSource:
     store: str = ""
     nested: bool = False
     otherwise: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class TraceRequest:
+    """One pass of the network in TensorFlow.
+
+    Attributes:
+        image: NHWC.
+        dtype: "float64" or "float32".
+        output_stride: 32, or 16 or 8 of an aligned network.
+        probe: each layer passes on `porting.reference.frames.probe` in its output's place.
+        silent: layers that pass on their own output all the same.
+        noise: TensorFlow runs in float32 beside, and each frame holds the largest difference.
+    """
+
+    image: npt.NDArray[np.float32]
+    dtype: str = "float64"
+    output_stride: int = 32
+    probe: bool = False
+    silent: Iterable[str] = ()
+    noise: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The request's first line; the image's bytes follow it."""
+        return {
+            "do": "trace",
+            "dtype": self.dtype,
+            "output_stride": self.output_stride,
+            "probe": self.probe,
+            "silent": sorted(self.silent),
+            "noise": self.noise,
+            "shape": self.image.shape,
+            "nbytes": self.image.nbytes,
+        }
+
+
+_END = Frame("", np.empty(0))  # of one trace among several
+
+
+def _split(frames: Iterator[Frame], count: int) -> Iterator[Iterator[Frame]]:
+    for _ in range(count):
+        one = _until_end(frames)
+        yield one
+        for _ in one:
+            pass
+
+
+def _until_end(frames: Iterator[Frame]) -> Iterator[Frame]:
+    while (frame := next(frames)) is not _END:
+        yield frame
 
 
 def tensorflow_available() -> bool:
@@ -134,58 +192,54 @@ class Reference:
 
     def synthesize(self, arch: str, seed: int, folder: Path) -> Path:
         """Have TensorFlow write a synthetic source into a folder; returns what to port."""
-        self._send({"do": "synthesize", "arch": arch, "seed": seed, "folder": str(folder)})
-        return Path(self._answer()["path"])
+        return Path(self._ask({"do": "synthesize", "arch": arch, "seed": seed, "folder": str(folder)})["path"])
 
     def open(self, source: ReferenceSource) -> str:
         """Choose the source that `trace` runs; returns what runs it, in words, where it is a graph of the source's."""
-        self._send({"do": "open", "source": asdict(source)})
-        return str(self._answer().get("reference") or "")
+        return str(self._ask({"do": "open", "source": asdict(source)}).get("reference") or "")
 
-    def trace(
-        self,
-        image: npt.NDArray[np.float32],
-        dtype: str = "float64",
-        output_stride: int = 32,
-        *,
-        probe: bool = False,
-        silent: Iterable[str] = (),
-        noise: bool = False,
-    ) -> Iterator[Frame]:
-        """Every activation of the network on an NHWC image, in TensorFlow's order, read ahead a little.
-
-        Args:
-            probe: each layer passes on `porting.reference.frames.probe` in its output's place.
-            silent: layers that pass on their own output all the same.
-            noise: TensorFlow runs in float32 beside, and each frame holds the largest difference.
+    def trace(self, request: TraceRequest) -> Iterator[Frame]:
+        """Every activation of the network, in TensorFlow's order, read ahead a little.
 
         Raises:
-            PortingError: reference, where TensorFlow could not run the source.
+            PortingError: reference, where TensorFlow could not run the source; from the iterator.
         """
-        request = {
-            "do": "trace",
-            "dtype": dtype,
-            "output_stride": output_stride,
-            "probe": probe,
-            "silent": sorted(silent),
-            "noise": noise,
-            "shape": image.shape,
-            "nbytes": image.nbytes,
-        }
-        self._send(request, np.ascontiguousarray(image).data.cast("B"))
-        self.tracing = True
-        return iter(ReadAhead(lambda put: self._frames(np.dtype(dtype), put), READ_AHEAD_BYTES))
+        return next(self.traces([request]))
+
+    def traces(self, requests: Sequence[TraceRequest]) -> Iterator[Iterator[Frame]]:
+        """What `trace` gives for each request; TensorFlow begins the next one while the last is still compared.
+
+        What is left of one when the next is asked for is passed over.
+        """
+        if self.tracing:
+            raise RuntimeError("the last trace was not read to its end")
+        self.tracing = bool(requests)
+        return _split(iter(ReadAhead(lambda put: self._run(requests, put), READ_AHEAD_BYTES)), len(requests))
+
+    def _run(self, requests: Sequence[TraceRequest], put: Put) -> None:
+        for index, request in enumerate(requests, 1):
+            values = np.ascontiguousarray(request.image)
+            self._send(request.as_json(), values.data.cast("B"))
+            self._frames(np.dtype(request.dtype), put)
+            self.tracing = index < len(requests)
+            put(_END)
 
     def _frames(self, dtype: np.dtype[Any], put: Put) -> None:
         while not (header := self._header()).get("end"):
             values = np.empty(header["shape"], dtype)
             self._fill(values.reshape(-1).data.cast("B"))
             put(Frame(header["name"], values, header.get("noise")))
-        self.tracing = False
 
-    def _send(self, request: Mapping[str, Any], payload: memoryview | None = None) -> None:
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self.tracing:  # its process would wait for a reader, and this one for its process
             raise RuntimeError("the last trace was not read to its end")
+        self._send(request)
+        header = self._header()
+        if not header.get("end"):
+            raise self._failed(f"an answer was expected, found {header}")
+        return header
+
+    def _send(self, request: Mapping[str, Any], payload: memoryview | None = None) -> None:
         stream = self._stream(self.process.stdin)
         try:
             stream.write(json.dumps(request).encode() + b"\n")
@@ -194,12 +248,6 @@ class Reference:
             stream.flush()
         except BrokenPipeError:
             raise self._gone() from None
-
-    def _answer(self) -> dict[str, Any]:
-        header = self._header()
-        if not header.get("end"):
-            raise self._failed(f"an answer was expected, found {header}")
-        return header
 
     def _header(self) -> dict[str, Any]:
         line = self._stream(self.process.stdout).readline()
