@@ -4,8 +4,8 @@
 
 The source is a checkpoint of random weights that TensorFlow writes, in the page cache. Every round runs every case in
 turn, each in processes of its own; a figure is the median of the rounds, a ratio the median of the rounds' ratios to
-the case that the line names. The baselines stand below as they are commonly written: (a) converts and checks nothing,
-(b) compares the logits once, in float32. The floors are what no port can do without.
+the case that the line names, and to that case's floor. The baselines stand below as they are commonly written: (a)
+converts and checks nothing, (b) compares the logits once, in float32. The floors are what no port can do without.
 """
 
 from __future__ import annotations
@@ -117,11 +117,12 @@ def reference_floor(prefix: str, arch: str, fast: str = "") -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A command; `against` is the case that its ratio is to."""
+    """A command; `against` is the case that its ratio is to, `floor` the one that no port can be below."""
 
     name: str
     command: Callable[[str], Sequence[str]]
     against: str
+    floor: str = ""
 
 
 def cases(arch: str, prefixes: Sequence[Path], size: int) -> list[Case]:
@@ -138,15 +139,16 @@ def cases(arch: str, prefixes: Sequence[Path], size: int) -> list[Case]:
 
     a, b = "(a) script, unverified", "(b) script, logits once"
     interpreter = "interpreter alone"
+    write, forwards, fast = "floor: torch, write, sha256", "floor: TensorFlow's forwards", "floor: --fast's forwards"
     return [
         Case(a, script("unverified", str(prefix), "OUT"), a),
-        Case("floor: torch, write, sha256", script("write_floor", "OUT", str(size)), a),
-        Case("convert --no-verify", convert("--no-verify"), a),
+        Case(write, script("write_floor", "OUT", str(size)), a),
+        Case("convert --no-verify", convert("--no-verify"), a, write),
         Case(b, script("compared_once", str(prefix), "OUT", arch), b),
-        Case("floor: TensorFlow's forwards", script("reference_floor", str(prefix), arch), b),
-        Case("convert", convert(), b),
-        Case("floor of --fast", script("reference_floor", str(prefix), arch, "fast"), b),
-        Case("convert --fast", convert("--fast"), b),
+        Case(forwards, script("reference_floor", str(prefix), arch), b),
+        Case("convert", convert(), b, forwards),
+        Case(fast, script("reference_floor", str(prefix), arch, "fast"), b),
+        Case("convert --fast", convert("--fast"), b, fast),
         Case("convert, three sources", convert(sources=prefixes), "convert"),
         Case(interpreter, lambda _: [sys.executable, "-c", "pass"], interpreter),
         Case("convert --help", lambda _: [*own, "--help"], interpreter),
@@ -156,17 +158,24 @@ def cases(arch: str, prefixes: Sequence[Path], size: int) -> list[Case]:
 
 
 def table(costs: dict[str, list[Cost]], every: Sequence[Case]) -> str:
-    lines = [f"{'':32} {'seconds':>8} {'ratio':>7} {'CPU s':>7} {'MiB':>6} {'ratio':>6}  of"]
+    lines = [f"{'':32} {'seconds':>8} {'ratio':>7} {'floor':>7} {'CPU s':>7} {'MiB':>6} {'ratio':>6}  of"]
     for case in every:
         found, base = costs[case.name], costs[case.against]
-        wall = statistics.median(one.wall / other.wall for one, other in zip(found, base, strict=True))
-        memory = statistics.median(one.memory / max(1, other.memory) for one, other in zip(found, base, strict=True))
+        wall, memory = _ratio(found, base, "wall"), _ratio(found, base, "memory")
+        floor = _ratio(found, costs[case.floor], "wall") if case.floor else ""
         seconds, processor = (statistics.median(getattr(x, name) for x in found) for name in ("wall", "processor"))
         peak = statistics.median(one.memory for one in found) / 2**20
         lines.append(
-            f"{case.name:32} {seconds:8.2f} {wall:6.2f}x {processor:7.2f} {peak:6.0f} {memory:5.2f}x  {case.against}"
+            f"{case.name:32} {seconds:8.2f} {wall:>7} {floor:>7} {processor:7.2f} {peak:6.0f} {memory:>6}"
+            f"  {case.against}"
         )
     return "\n".join(lines)
+
+
+def _ratio(costs: Sequence[Cost], base: Sequence[Cost], what: str) -> str:
+    """The median of the rounds' ratios; of a process too short to be seen, none."""
+    pairs = [(getattr(one, what), getattr(other, what)) for one, other in zip(costs, base, strict=True)]
+    return f"{statistics.median(one / other for one, other in pairs):.2f}x" if all(other for _, other in pairs) else "-"
 
 
 def main() -> None:
@@ -199,7 +208,7 @@ def main() -> None:
         wanted = {case.name for case in every if any(part in case.name for part in arguments.only)}
         for case in reversed(every):  # what a ratio is to stands before it
             if case.name in wanted:
-                wanted.add(case.against)
+                wanted |= {case.against, case.floor}
         every = [case for case in every if case.name in wanted]
         costs: dict[str, list[Cost]] = {case.name: [] for case in every}
         for _ in range(arguments.rounds):
