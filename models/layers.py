@@ -1,7 +1,7 @@
 """The layers that both families are made of.
 
 Every convolution, batch norm, ReLU and pool is a module of its own, called through `__call__`, so that a forward hook
-on any of them sees what it computes. No ReLU works in place: a hook may keep the tensor that it was given.
+on any of them sees what it computes, and may keep it: a ReLU works in place only where no hook is (`rectified`).
 
 `folded` builds the same layer with its batch norm folded into the convolution before it: the convolution has a bias,
 and an identity stands in the batch norm's place, so that module paths and indices stay what they are.
@@ -15,6 +15,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
 
 from models.errors import ModelError
 
@@ -37,6 +38,29 @@ def depthwise_conv(channels: int, stride: int = 1, dilation: int = 1, bias: bool
     )
 
 
+def rectified(act: nn.Module, x: Tensor, norm: nn.Module | None = None, *others: nn.Module) -> Tensor:
+    """`act(x)`, computed in place where `act` is a ReLU, `x` a batch norm's own, and nobody else can have it.
+
+    A map for the ReLU's output alone costs a pass over memory and, in training, is kept until the backward pass.
+
+    Args:
+        norm: the module that gave `x`.
+        others: those that passed it on.
+    """
+    if type(act) is nn.ReLU and type(norm) is nn.BatchNorm2d and not is_traced() and not _hooked(act, norm, *others):
+        return torch.relu_(x)
+    out: Tensor = act(x)
+    return out
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    """Whether a hook on one of the modules, or on all modules, sees what is given to them or by them."""
+    if torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return True
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return any(getattr(module, kind) for module in modules for kind in kinds)
+
+
 class ConvNorm(nn.Module):
     """Convolution, batch norm and, where `relu`, a ReLU: `conv`, `bn`, `act`."""
 
@@ -49,8 +73,7 @@ class ConvNorm(nn.Module):
         self.act: nn.Module = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.bn(self.conv(x)))
-        return out
+        return rectified(self.act, self.bn(self.conv(x)), self.bn)
 
 
 class SeparableConvNorm(nn.Module):
@@ -68,9 +91,8 @@ class SeparableConvNorm(nn.Module):
         self.act_pw: nn.Module = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act_dw(self.bn_dw(self.conv_dw(x)))
-        out: Tensor = self.act_pw(self.bn_pw(self.conv_pw(x)))
-        return out
+        x = rectified(self.act_dw, self.bn_dw(self.conv_dw(x)), self.bn_dw)
+        return rectified(self.act_pw, self.bn_pw(self.conv_pw(x)), self.bn_pw)
 
 
 class SeparableConv(nn.Module):

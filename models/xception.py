@@ -16,7 +16,7 @@ from models.errors import ModelError
 from models.features import FeatureInfo, FeatureMap, select_maps
 from models.image_network import ImageNetwork
 from models.info import MODELS
-from models.layers import GlobalPool, MaxPoolSame, Pooling, SeparableConv, batch_norm, classifier, drop_path
+from models.layers import GlobalPool, MaxPoolSame, Pooling, SeparableConv, batch_norm, classifier, drop_path, rectified
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,11 @@ class Block(nn.Module):
         self.drop_path = drop_path(drop)
 
     def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
-        branch = x
+        branch: Tensor = x
+        before: nn.Module | None = None
         for index, layer in enumerate(self.rep):
-            branch = layer(branch)
+            branch = rectified(layer, branch, before)
+            before = layer
             if taps is not None and index == 0:
                 taps.append(branch)
         shortcut = x
@@ -143,17 +145,16 @@ class Xception(ImageNetwork):
             self.fc = classifier(self.num_features, num_classes)
 
     def _entry(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        x = self.act1(self.bn1(self.conv1(x)))
-        x = self.act2(self.bn2(self.conv2(x)))
+        x = rectified(self.act1, self.bn1(self.conv1(x)), self.bn1)
+        x = rectified(self.act2, self.bn2(self.conv2(x)), self.bn2)
         if maps is not None:
             maps.append(x)
         return self._through(range(1, 4), x, maps)
 
     def _middle_and_exit(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         x = self._through(range(4, len(BLOCKS) + 1), x, maps)
-        x = self.act3(self.bn3(self.conv3(x)))
-        last: Tensor = self.act4(self.bn4(self.conv4(x)))
-        return last
+        x = rectified(self.act3, self.bn3(self.conv3(x)), self.bn3)
+        return rectified(self.act4, self.bn4(self.conv4(x)), self.bn4)
 
     def _through(self, blocks: range, x: Tensor, maps: list[Tensor] | None) -> Tensor:
         tapped = {one.module.split(".")[0] for one in MAPS}

@@ -16,7 +16,7 @@ from models.errors import ModelError
 from models.features import FeatureInfo, FeatureMap, select_maps
 from models.image_network import ImageNetwork
 from models.info import MODELS
-from models.layers import ConvNorm, GlobalPool, Pooling, SeparableConvNorm, classifier, drop_path
+from models.layers import ConvNorm, GlobalPool, Pooling, SeparableConvNorm, classifier, drop_path, rectified
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,12 @@ class AlignedUnit(nn.Module):
         self.drop_path = drop_path(drop)
 
     def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
-        branch = x
+        branch: Tensor = x
+        given: tuple[nn.Module, ...] = ()
         for name, layer in self.stack.named_children():
-            branch = layer(branch)
+            branch = rectified(layer, branch, *given)
+            # Without a ReLU of its own it gives its second batch norm's output.
+            given = (layer.bn_pw, layer.act_pw, layer) if isinstance(layer, SeparableConvNorm) else ()
             if taps is not None and self.tapped and name == "act3":
                 taps.append(branch)
         if not self.is_residual:

@@ -67,6 +67,7 @@ def test_other_tensorflow_containers_port_verified(
     assert result.manifest["mapped"] == {"xception": 236, "xception41": 422}[arch]
 
 
+@pytest.mark.slow
 def test_archives_port_verified_from_where_they_were_unpacked(
     containers: Path, digests: dict[str, str], tmp_path: Path
 ) -> None:

@@ -225,6 +225,7 @@ def test_a_pattern_names_sources_in_order(tmp_path: Path) -> None:
     assert sources(["none*"]) == ["none*"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_reference")
 def test_several_sources_are_proved_and_auto_finds_each_network(
     variant: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

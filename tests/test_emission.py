@@ -134,6 +134,7 @@ def test_a_killed_command_takes_its_reference_with_it(
     assert [file for file in (tmp_path / "out").iterdir() if file.suffix in (".pth", ".json")] == []
 
 
+@pytest.mark.slow
 def test_ports_and_downloads_that_are_killed() -> None:
     """At chosen steps; tests.kills takes all, and makes sure each time that it would have seen a fault."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -158,7 +159,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("second", ["pth", "safetensors,hf"])
+@pytest.mark.parametrize("second", ["pth", pytest.param("safetensors,hf", marks=pytest.mark.slow)])
 def test_two_ports_at_once_make_one_of_each_file(
     synthetic_source: Callable[[str], Path], tmp_path: Path, second: str
 ) -> None:

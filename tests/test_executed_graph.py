@@ -16,6 +16,8 @@ import pytest
 
 from porting import rules
 
+pytestmark = pytest.mark.slow  # a minute of building and running; test_containers runs two such graphs
+
 ROOT = Path(__file__).parents[1]
 BOUND = 1e-12
 UNIT = "xception_41/middle_flow/block1/unit_3/xception_module"

@@ -107,6 +107,7 @@ PathFinder.find_spec = find_spec
 """
 
 
+@pytest.mark.slow
 def test_tensorflow_is_needed_for_the_proof_alone(
     checkpoint: Path, synthetic_source: Callable[[str], Path], tmp_path: Path
 ) -> None:

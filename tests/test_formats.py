@@ -53,6 +53,7 @@ def few_runs(monkeypatch: pytest.MonkeyPatch, one_reference: None) -> None:
 # --- proved -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_runs")
 def test_a_folded_port_is_proved_and_says_its_bound(
     synthetic_source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]

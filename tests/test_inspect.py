@@ -14,6 +14,7 @@ import pytest
 
 from porting import terminal
 from porting.inspect import Inspection, inspect, main
+from porting.writers.bundle import data_path, index_path, write_bundle
 
 DEEPLAB = Path(__file__).parent / "data" / "deeplabv3_pascal_trainval.index"
 
@@ -83,12 +84,9 @@ def test_a_damaged_tensor_is_named_and_fails(
 
 def test_nothing_fits_names_the_nearest(tmp_path: Path, synthetic_source: Callable[[str], Path]) -> None:
     # A checkpoint of another network: a lone Keras-free TF-Slim name.
-    script = (
-        "import sys, tensorflow as tf\n"
-        "tf.raw_ops.SaveV2(prefix=sys.argv[1], tensor_names=['resnet/conv1/weights', 'global_step'],"
-        " shape_and_slices=['', ''], tensors=[tf.ones([7, 7, 3, 64]), tf.constant(1, tf.int64)])\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "other")], check=True, capture_output=True)
+    tensors = [("global_step", np.array(1)), ("resnet/conv1/weights", np.ones((7, 7, 3, 64), np.float32))]
+    with data_path(tmp_path / "other").open("wb") as data, index_path(tmp_path / "other").open("wb") as index:
+        write_bundle(data, index, tensors)
     found = inspect(str(tmp_path / "other"))
     assert (found.fits, found.integrity) == ([], "ok")
     assert found.nearest is not None

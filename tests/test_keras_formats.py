@@ -85,7 +85,7 @@ HEADLESS = [*(f"notop.{ending}" for ending in FORMATS), "notop-legacy.h5", "nest
 LEFT_OUT = {"nested.h5": {"dense_1"}, "sequential.weights.h5": {"layers/dense"}}
 # The rest is ported without proof here: what Keras predicted is a proof of another kind.
 PROVED = {"nested.keras", "nested.weights.h5", "nested-legacy.h5", "notop.h5"}
-SLOW = {"nested.weights.h5", "notop.h5"}
+SLOW = {"nested.weights.h5", "nested-legacy.h5", "notop.h5"}
 
 
 def cases(files: list[str]) -> list[Any]:

@@ -41,7 +41,7 @@ def case(synthetic_source: Callable[[str], Path], _kept_reference: Reference) ->
     return of
 
 
-@pytest.mark.parametrize("arch", ["xception", "xception41"])
+@pytest.mark.parametrize("arch", [pytest.param("xception", marks=pytest.mark.slow), "xception41"])
 def test_mutants_are_caught_and_named_at_the_right_layer(case: Callable[[str], Case], arch: str) -> None:
     outcomes = [examine(case(arch), mutant) for mutant in command.sample(case(arch), COUNT, seed=1)]
     assert [outcome for outcome in outcomes if not outcome.caught] == []

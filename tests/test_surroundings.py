@@ -92,7 +92,9 @@ def test_a_name_that_no_file_can_have(name: str) -> None:
     assert code == 1 and out == b"" and err.startswith(b"error: ") and b": missing: " in err
 
 
-@pytest.mark.parametrize("locale", [{"LC_ALL": "C.UTF-8"}, ASCII], ids=["UTF-8", "ASCII"])
+@pytest.mark.parametrize(
+    "locale", [pytest.param({"LC_ALL": "C.UTF-8"}, marks=pytest.mark.slow), ASCII], ids=["UTF-8", "ASCII"]
+)
 def test_a_port_between_such_names(source: Path, tmp_path: Path, locale: dict[str, str]) -> None:
     """From a checkpoint and into a folder whose paths hold all of them."""
     strange = [name for name in NAMES.values() if name != "-rf"]
@@ -118,7 +120,7 @@ def test_a_file_whose_name_leaves_no_room_for_an_ending(tmp_path: Path) -> None:
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "> >(:)"])
+@pytest.mark.parametrize("closed", [pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-", "> >(:)"])
 def test_a_stream_that_is_closed(source: Path, tmp_path: Path, closed: str) -> None:
     """The result is on the disk, so it is no failure; nothing gets into a file that takes a closed stream's number."""
     code, out, _ = run(*port_of(source, tmp_path / "out"), closed=closed)
@@ -128,7 +130,7 @@ def test_a_stream_that_is_closed(source: Path, tmp_path: Path, closed: str) -> N
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-@pytest.mark.parametrize(("closed", "code"), [("> >(:)", 0), ("> /dev/full", 1)])
+@pytest.mark.parametrize(("closed", "code"), [("> >(:)", 0), pytest.param("> /dev/full", 1, marks=pytest.mark.slow)])
 def test_the_sources_after_one_whose_path_nobody_takes(source: Path, tmp_path: Path, closed: str, code: int) -> None:
     """All are ported; the names of two, and one that is not there between them, make the loop go on three times."""
     second = tmp_path / "second"

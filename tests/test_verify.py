@@ -197,6 +197,7 @@ def test_a_python_that_cannot_be_run_is_one_error(python: str) -> None:
     assert caught.value.kind is porting.ErrorKind.MISSING
 
 
+@pytest.mark.slow
 def test_cadene_names_and_files_without_counters(ported: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
     source, path = ported("xception")
     state = torch.load(path, weights_only=True)

@@ -36,6 +36,7 @@ def assert_same(found: Any, expected: Any, bound: float = 1e-5) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=bound * other.abs().max().item())
 
 
+@pytest.mark.slow
 def test_compile_captures_one_graph(network: Any) -> None:
     torch.compiler.reset()
     compiled = torch.compile(network, backend="eager", fullgraph=True)

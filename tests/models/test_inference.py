@@ -127,7 +127,7 @@ def test_a_changed_kernel_is_reordered_again() -> None:
         assert conv(x).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [SMALL[0], pytest.param(SMALL[1], marks=pytest.mark.slow)])
 def test_a_large_batch_is_computed_a_few_images_at_a_time(name: str) -> None:
     fast: Any = optimize_for_inference(randomise(create_model(name, num_classes=4)).double())
     sizes: list[int] = []

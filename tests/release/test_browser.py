@@ -216,7 +216,11 @@ def test_every_link_on_every_page_resolves(visit: Callable[..., Opened], mixed_s
         assert opened.page.request.get(f"{opened.address}none").status == 404, "negative control"
 
 
-@pytest.mark.parametrize(("scheme", "viewport"), [("light", DESK), ("dark", PHONE)], ids=["desk", "phone"])
+@pytest.mark.parametrize(
+    ("scheme", "viewport"),
+    [pytest.param("light", DESK, marks=pytest.mark.slow), ("dark", PHONE)],
+    ids=["desk", "phone"],
+)
 def test_axe_finds_nothing_that_keeps_people_out(
     scheme: str, viewport: dict[str, int], visit: Callable[..., Opened], mixed_site: Path, hostile_site: Path
 ) -> None:

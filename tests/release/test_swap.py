@@ -20,6 +20,7 @@ from tests.release.test_build import tree
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_leaves_the_old_site_or_the_new_one() -> None:
     """At chosen steps; tests.release.kills takes all, and makes sure each time that it would have seen a fault."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

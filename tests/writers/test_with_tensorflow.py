@@ -22,6 +22,8 @@ from tests.commands import ROOT
 from tests.golden_files import stored_classes, variable_shapes
 from tests.writers.test_bundle import MANY, TENSORS, written
 
+pytestmark = pytest.mark.slow  # test_bundle and test_export read the same with this project's own readers
+
 SMALL = "xception41"
 
 
