@@ -139,7 +139,7 @@ def test_a_missing_head_is_an_error_that_names_the_option(written: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("model", ["top", "flat", "nested", "sequential"])
+@pytest.mark.parametrize("model", ["top", "flat", pytest.param("nested", marks=pytest.mark.slow), "sequential"])
 def test_the_formats_of_one_model_hold_one_network(ported: Any, model: str) -> None:
     files = [file for file in FILES if model_of(file) == model]
     digests = {ported(file).manifest["content_digest"] for file in files}

@@ -15,6 +15,7 @@ A request is one line of JSON, then `nbytes` of payload. Answers are frames of t
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -167,9 +168,7 @@ def _variables(source: Mapping[str, Any]) -> Callable[[str], Any]:
 def serve(requests: BinaryIO, out: BinaryIO) -> None:
     """Answer requests until the stream ends."""
     worker = Worker(out)
-    from porting.reference import tensorflow_import
-
-    assert tensorflow_import.tf is not None  # the import is the slow part: it runs while the other side reads
+    _import_tensorflow()
     actions = {"synthesize": worker.synthesize, "open": worker.open, "trace": worker.trace}
     while line := requests.readline():
         request = json.loads(line)
@@ -183,6 +182,16 @@ def serve(requests: BinaryIO, out: BinaryIO) -> None:
         else:
             _frame(out, {"end": True, **answer})
         out.flush()
+
+
+def _import_tensorflow() -> None:
+    """Import it now, while the other side reads: that is what takes longest."""
+    gc.disable()  # nothing of a million objects is garbage, and looking for it takes a tenth of the import's time
+    from porting.reference import tensorflow_import
+
+    assert tensorflow_import.tf is not None
+    gc.freeze()
+    gc.enable()
 
 
 def _end_with(parent: int) -> None:
