@@ -13,6 +13,8 @@ import pytest
 from tests.commands import ROOT, convert
 from tests.killed_jobs import checkpoint, tree
 
+pytestmark = pytest.mark.slow
+
 ARCH = "xception41"
 FORMATS = ("--no-verify", "--format", "pth,safetensors,hf")
 LATER = """
@@ -88,11 +90,7 @@ def first(folder: Path) -> dict[str, str]:
     return emitted(folder, FIRST)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [OTHERS[0], pytest.param(OTHERS[1], marks=pytest.mark.slow)],
-    ids=["C locale, another folder", "another locale, year and interpreter"],
-)
+@pytest.mark.parametrize("how", OTHERS, ids=["C locale, another folder", "another locale, year and interpreter"])
 def test_the_same_bytes_and_names(folder: Path, first: dict[str, str], how: Surroundings) -> None:
     assert len(first) == 6
     assert emitted(folder, how) == first
