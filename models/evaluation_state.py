@@ -17,6 +17,7 @@ from typing import Any
 from models.errors import ModelError
 from models.evaluation import Outcome
 from models.image_folder import Key
+from models.settings import check_same_settings
 
 _VERSION = 1
 
@@ -91,10 +92,7 @@ def _check_settings(path: Path, line: bytes, settings: Mapping[str, Any]) -> Non
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ModelError(f"{path}: not the state of an evaluation; name another file") from None
-    changed = sorted(name for name in then.keys() | settings.keys() if then.get(name) != settings.get(name))
-    if changed:
-        found = "\n".join(f"  {name}: expected {then.get(name)}, found {settings.get(name)}" for name in changed)
-        raise ModelError(f"{path}: another evaluation's; repeat that one, or name another file:\n{found}")
+    check_same_settings(path, then, settings, "another evaluation's; repeat that one, or name another file")
 
 
 def add(path: Path, outcome: Outcome) -> None:

@@ -17,6 +17,7 @@ import torch
 from models.errors import ModelError
 from models.processes import Share
 from models.scratch import give_name, scratch_file
+from models.settings import check_same_settings
 from models.training import Recipe, Run, restore, snapshot
 from models.weights import Weights
 
@@ -73,10 +74,7 @@ def read_checkpoint(path: Path, run: Run, settings: dict[str, Any], share: Share
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a checkpoint of such a run; move it away, or choose another --out") from error
-    changed = sorted(name for name in then.keys() | settings.keys() if then.get(name) != settings.get(name))
-    if changed:
-        found = "\n".join(f"  {name}: expected {then.get(name)}, found {settings.get(name)}" for name in changed)
-        raise ModelError(f"{path}: a run with other settings; repeat those, or choose another --out:\n{found}")
+    check_same_settings(path, then, settings, "a run with other settings; repeat those, or choose another --out")
 
 
 def write_metrics(out: Path, run: Run) -> None:

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,13 +22,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 # Audit events (PEP 578) before what may change the disk, or a lock on it.
 STEPS = ("open", "os.", "shutil.", "fcntl.", "ctypes.dlsym")
 
 
+def _fork() -> int:
+    """`os.fork`; tqdm's own lock is one for all processes, and a killed one that holds it would stop the others."""
+    tqdm.set_lock(threading.RLock())
+    return os.fork()
+
+
 def run_killed(work: Callable[[], Any], step: int) -> bool:
     """Whether a process of its own that does `work` was killed, right before its step of this number."""
-    child = os.fork()
+    child = _fork()
     if child == 0:
         left = step
 
@@ -48,7 +57,7 @@ def run_killed(work: Callable[[], Any], step: int) -> bool:
 
 def run_killed_after(work: Callable[[], Any], seconds: float) -> bool:
     """Kill a process of its own that does `work`, so long after it began; it may just have ended."""
-    child = os.fork()
+    child = _fork()
     if child == 0:
         try:
             work()
@@ -63,7 +72,7 @@ def run_killed_after(work: Callable[[], Any], seconds: float) -> bool:
 def steps_of(work: Callable[[], Any]) -> int:
     """How many steps it takes."""
     reader, writer = os.pipe()
-    child = os.fork()
+    child = _fork()
     if child == 0:
         steps = 0
 
