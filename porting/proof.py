@@ -21,10 +21,10 @@ from porting.origins import Progress, Quiet
 from porting.parity import LayerResult, Trace
 from porting.plan import Plan
 from porting.recognition import Recognised, reference_name, reference_source
-from porting.reference import Recording, Reference, TraceRequest
+from porting.reference import Recording, Reference
 from porting.reference.frames import Frame
 from porting.rules import TracePoint
-from porting.runs import Run, image, proof_runs, run_of
+from porting.runs import Run, proof_runs, run_of, trace_request
 from porting.state_dict import read_weights
 
 Image = npt.NDArray[np.float32]
@@ -83,19 +83,10 @@ class Proof:
 
 
 def reference_frames(reference: Reference, silent: Iterable[str] = ()) -> Frames:
-    """Runs of TensorFlow's process on the project's own image.
-
-    Args:
-        silent: layers that pass on no probe, because the network that is compared does not show them.
-    """
+    """Runs of TensorFlow's process; `silent` as `porting.runs.trace_request` takes it."""
 
     def frames(runs: Sequence[Run]) -> Iterable[tuple[Image, Iterator[Frame]]]:
-        requests = [
-            TraceRequest(
-                image(*run.size), output_stride=run.output_stride, probe=run.probe, silent=silent, noise=run.float32
-            )
-            for run in runs
-        ]
+        requests = [trace_request(run, silent) for run in runs]
         return zip((request.image for request in requests), reference.traces(requests), strict=True)
 
     return frames

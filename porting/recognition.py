@@ -10,7 +10,7 @@ from porting.checkpoint_names import checkpoint_contents, holds_keras_names, lay
 from porting.keras_model import KerasModel
 from porting.keras_names import KerasContents, is_keras, keras_contents
 from porting.plan import Contents, Plan
-from porting.reference.client import ReferenceSource
+from porting.reference.requests import ReferenceSource
 from porting.sources.base import TensorSource
 
 DEFAULT_SIZE = (299, 299)  # what all four networks are evaluated at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from porting import rules
 from porting.recognition import DEFAULT_SIZE, Recognised
+from porting.reference import TraceRequest
 
 # Small inputs. Padding faults hide at lucky sizes: at these, every pool and strided convolution of the network meets
 # an odd side above 2 on one axis and an even one on the other (tests/test_runs.py); turned, the other way round.
@@ -87,6 +88,16 @@ def image(height: int, width: int, seed: int = 0) -> npt.NDArray[np.float32]:
             wave = np.sin(2 * math.pi * frequency * (x * math.cos(angle) + y * math.sin(angle)) + phase)
             pixels[:, :, channel] += 0.25 * wave
     return np.clip(pixels, -1, 1).astype(np.float32)[None]
+
+
+def trace_request(run: Run, silent: Iterable[str] = ()) -> TraceRequest:
+    """What TensorFlow is asked for a run, on the project's own image.
+
+    Args:
+        silent: layers that pass on no probe, because the network that is compared does not show them.
+    """
+    pixels = image(*run.size)
+    return TraceRequest(pixels, output_stride=run.output_stride, probe=run.probe, silent=silent, noise=run.float32)
 
 
 def run_of(entry: Mapping[str, Any], float32: bool) -> Run:

@@ -10,10 +10,10 @@ from porting import artifact
 from porting.origins import Progress, Quiet, find
 from porting.plan import Options, build_plan
 from porting.recognition import recognise, reference_name, reference_source
-from porting.reference import SharedReference, TraceRequest
+from porting.reference import SharedReference
 from porting.reference.frames import Frame
 from porting.reference.recording import IMAGE, Recorder
-from porting.runs import image, proof_runs
+from porting.runs import proof_runs, trace_request
 from porting.sources import open_source
 
 
@@ -58,9 +58,8 @@ def trace(
             recorder = Recorder(file, header)
             watch.start("tracing in TensorFlow", len(plan.table.points) * len(runs))
             for index, run in enumerate(runs):
-                pixels = image(*run.size)
-                recorder.add(index, Frame(IMAGE, pixels))
-                request = TraceRequest(pixels, output_stride=run.output_stride, probe=run.probe, noise=run.float32)
+                request = trace_request(run)
+                recorder.add(index, Frame(IMAGE, request.image))
                 for frame in reference.trace(request):
                     recorder.add(index, frame)
                     watch.step()

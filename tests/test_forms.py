@@ -24,9 +24,9 @@ from porting.origins import Quiet
 from porting.parity import Trace
 from porting.plan import Contents, Options, Plan, build_plan
 from porting.recognition import recognise, reference_source
-from porting.reference import Reference, TraceRequest
+from porting.reference import Reference
 from porting.reference.frames import Frame
-from porting.runs import Run, image
+from porting.runs import Run, image, trace_request
 from porting.sources import open_source
 from porting.state_dict import read_weights
 
@@ -83,14 +83,7 @@ def case(synthetic_source: Callable[[str], Path], _kept_reference: Reference) ->
             state = read_weights(plan, source, recognised.contents, Quiet())
             _kept_reference.open(reference_source(recognised, plan))
             silent = FOLDED.silent(plan)
-            frames = {
-                run: list(
-                    _kept_reference.trace(
-                        TraceRequest(image(*run.size), probe=run.probe, silent=silent, noise=run.float32)
-                    )
-                )
-                for run in (RUN, SMALL, PROBES)
-            }
+            frames = {run: list(_kept_reference.trace(trace_request(run, silent))) for run in (RUN, SMALL, PROBES)}
             return Case(arch, plan, recognised.contents, synthetic_source(arch), state, frames)
 
     return of

@@ -21,10 +21,10 @@ from porting.parity import Trace
 from porting.pipeline import read_weights
 from porting.plan import Options, Plan, build_plan
 from porting.recognition import recognise, reference_source
-from porting.reference import Reference, TraceRequest
+from porting.reference import Reference
 from porting.reference.frames import Frame
 from porting.rules import TracePoint
-from porting.runs import Run, image
+from porting.runs import Run, image, trace_request
 from porting.sources import open_source
 from tests.network_faults import (
     exchanged_blocks,
@@ -86,10 +86,7 @@ def case(synthetic_source: Callable[[str], Path], _kept_reference: Reference) ->
                 plan = build_plan(recognised.contents, arch, Options())
                 state = read_weights(plan, source, recognised.contents, Quiet())
                 _kept_reference.open(reference_source(recognised, plan))
-                frames = {
-                    run: list(_kept_reference.trace(TraceRequest(image(*run.size), probe=run.probe, noise=run.float32)))
-                    for run in (RUN, PROBES)
-                }
+                frames = {run: list(_kept_reference.trace(trace_request(run))) for run in (RUN, PROBES)}
                 made[arch] = Case(plan, state, frames)
         return made[arch]
 

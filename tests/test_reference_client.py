@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +46,7 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def reference(tmp_path: Path, log: Path) -> Iterator[Reference]:
     python = tmp_path / "python"
-    python.write_text(textwrap.dedent(WORKER).format(python=sys.executable, log=str(log)))
+    python.write_text(WORKER.format(python=sys.executable, log=str(log)))
     python.chmod(0o755)
     with Reference("source", str(python)) as process:
         yield process

@@ -6,8 +6,10 @@ is the one file of the project that imports it. `recording` is a trace in a file
 
 from __future__ import annotations
 
-from porting.reference.client import Activation, Reference, ReferenceSource, TraceRequest, tensorflow_available
+from porting.reference.client import Reference, tensorflow_available
+from porting.reference.frames import Activation
 from porting.reference.recording import Recording
+from porting.reference.requests import ReferenceSource, TraceRequest
 from porting.reference.shared import SharedReference
 
 __all__ = [

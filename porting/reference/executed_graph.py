@@ -29,7 +29,7 @@ class GraphNetwork:
     """A network as its own graph computes it, reporting every activation.
 
     Args:
-        source: as `porting.reference.client.ReferenceSource` describes it; kind "graph" (a frozen graph's file),
+        source: as `porting.reference.requests.ReferenceSource` describes it; kind "graph" (a frozen graph's file),
             "saved-model" (its folder) or "meta" (a checkpoint's prefix, with PREFIX.meta beside it).
         dtype: "float64" or "float32"; every floating type of the graph becomes this one.
 

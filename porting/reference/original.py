@@ -22,7 +22,7 @@ class KerasXception:
     """Keras layers of a user's Xception, run one by one so that only live activations are held.
 
     Args:
-        source: as `porting.reference.client.ReferenceSource` describes it.
+        source: as `porting.reference.requests.ReferenceSource` describes it.
         dtype: "float64" or "float32".
         variable: gives values by name, where the source is not a file that Keras loads.
     """

@@ -20,10 +20,10 @@ from porting.origins import Quiet
 from porting.parity import Trace
 from porting.plan import Options, Plan, build_plan
 from porting.recognition import recognise, reference_source
-from porting.reference import Reference, TraceRequest
+from porting.reference import Reference
 from porting.reference.frames import Frame
 from porting.rules import KERAS_ARCH, Rule, TracePoint
-from porting.runs import Run, image, proof_runs
+from porting.runs import Run, image, proof_runs, trace_request
 from porting.sources import open_source
 from porting.state_dict import read_weights
 
@@ -109,7 +109,7 @@ def make_case(arch: str, source_path: Path, reference: Reference, form: Form = P
         case.parts[stride] = list(_parts(arch, case.networks[stride], case.plan.table.points))
     for run in runs:
         stride = run.output_stride
-        frames = reference.trace(TraceRequest(image(*run.size), output_stride=stride, probe=run.probe, silent=silent))
+        frames = reference.trace(trace_request(run, silent))
         case.frames[run] = {frame.name: frame for frame in frames}
         _keep_inputs(case, run)
     return case
