@@ -64,6 +64,7 @@ class FusedConv2d(nn.Conv2d):
             and x.dtype == torch.float32 == self.weight.dtype
             and x.numel() > 0
             and not torch.is_autocast_enabled("cpu")
+            and torch._C._functorch.peek_interpreter_stack() is None  # vmap would take it apart
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             and onednn.enabled
             and _onednn_fuses()

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from models.errors import ModelError
 from models.features import FeatureInfo, check_images
 from models.info import ModelInfo, Preprocessing
-from models.layers import GlobalPool, Pooling, classifier, in_slices, pooling_named
+from models.layers import GlobalPool, Pooling, classifier, pooling_named
+from models.side_by_side import in_slices, side_by_side
 
 
 class ImageNetwork(nn.Module):
@@ -39,7 +40,7 @@ class ImageNetwork(nn.Module):
         self.in_chans = in_chans
         self.folded = folded
         self.grad_checkpointing = False
-        self.pixels_at_once: tuple[int, int] | None = None  # see layers.in_slices; set by optimize_for_inference
+        self.pixels_at_once: tuple[int, int] | None = None  # see models.side_by_side; set by optimize_for_inference
 
     def _entry(self, x: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         """Everything before the equal blocks of the middle flow; adds the maps on its way to `maps`."""
@@ -64,11 +65,21 @@ class ImageNetwork(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, (N, 2048, H/output_stride, W/output_stride), after the last ReLU."""
         check_images(x, self.in_chans, self.smallest_input)
+        most = None if self.pixels_at_once is None else max(self.pixels_at_once)
+        return side_by_side(self._features, x, self, most)
+
+    def _features(self, x: Tensor) -> Tensor:
         return in_slices((self._entry, self._middle_and_exit), x, self.pixels_at_once)
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """The maps that `feature_info` selects, shallowest first."""
         check_images(x, self.in_chans, self.smallest_input)
+        most = (
+            None if self.pixels_at_once is None else min(self.pixels_at_once)
+        )  # the first maps are in memory together
+        return side_by_side(self._maps, x, self, most)
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
         maps: list[Tensor] = []
         maps.append(self._middle_and_exit(self._entry(x, maps), maps))
         return [maps[index] for index in self.feature_info.out_indices]

@@ -9,7 +9,6 @@ and an identity stands in the batch norm's place, so that module paths and indic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from enum import Enum
 
 import torch
@@ -47,13 +46,13 @@ def rectified(act: nn.Module, x: Tensor, norm: nn.Module | None = None, *others:
         norm: the module that gave `x`.
         others: those that passed it on.
     """
-    if type(act) is nn.ReLU and type(norm) is nn.BatchNorm2d and not is_traced() and not _hooked(act, norm, *others):
+    if type(act) is nn.ReLU and type(norm) is nn.BatchNorm2d and not is_traced() and not hooked(act, norm, *others):
         return torch.relu_(x)
     out: Tensor = act(x)
     return out
 
 
-def _hooked(*modules: nn.Module) -> bool:
+def hooked(*modules: nn.Module) -> bool:
     """Whether a hook on one of the modules, or on all modules, sees what is given to them or by them."""
     if torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return True
@@ -193,21 +192,3 @@ def classifier(features: int, num_classes: int) -> nn.Module:
 def is_traced() -> bool:
     """True while a graph is captured: a check on the input would become part of it, so there is none then."""
     return bool(torch.jit.is_tracing()) or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
-
-
-def in_slices(stages: Sequence[Callable[[Tensor], Tensor]], x: Tensor, pixels: Sequence[int] | None) -> Tensor:
-    """The stages of a network one after the other, from images (N, C, H, W).
-
-    On the CPU each takes at most its number of `pixels` of images (and at least one image) at a time, its results put
-    together for the next. Maps that fit in the cache, and in memory that was used before, are up to nine times faster
-    to fill than those that the system must hand out anew; small maps of later stages gain more from larger products.
-    """
-    if pixels is None or is_traced() or x.device.type != "cpu" or not len(x):
-        for stage in stages:
-            x = stage(x)
-        return x
-    area = x.shape[-2] * x.shape[-1]
-    for stage, most in zip(stages, pixels, strict=True):
-        images = max(1, most // area)
-        x = stage(x) if len(x) <= images else torch.cat([stage(part) for part in torch.split(x, images)])
-    return x

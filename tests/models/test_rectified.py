@@ -79,7 +79,7 @@ def kept_as_they_were(network: nn.Module) -> bool:
 
 def test_a_hook_may_keep_what_it_saw(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept_as_they_were(network)
-    monkeypatch.setattr(layers, "_hooked", lambda *_: False)
+    monkeypatch.setattr(layers, "hooked", lambda *_: False)
     assert not kept_as_they_were(network), "negative control: without the look at hooks"
 
 
