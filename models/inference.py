@@ -110,9 +110,9 @@ def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
 def optimize_for_inference(network: Network) -> Network:
     """A copy of `network` for evaluation: batch norms folded, channels last in memory, no gradients.
 
-    The images' memory format does not matter. On the CPU, PyTorch's threads compute a batch's images side by side, a few
-    at a time, unless a hook, a gradient or a mode looks on; in float32 the first call reorders the kernels, which takes
-    their memory twice. The copy's state dict is that of the same network with `folded=True`.
+    The images' memory format does not matter. On the CPU, PyTorch's threads compute a batch's images side by side, a
+    few at a time, unless a hook, a gradient or a mode looks on; in float32 the first call reorders the kernels, which
+    takes their memory twice. The copy's state dict is that of the same network with `folded=True`.
     """
     fast = copy.deepcopy(network).eval()
     for norm_path, conv_path in conv_before_each_norm(fast).items():
