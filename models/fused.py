@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import is_traced
+from models.layers import is_traced, is_transformed
 
 
 @cache
@@ -60,11 +60,11 @@ class FusedConv2d(nn.Conv2d):
         onednn: Any = torch.backends.mkldnn
         return bool(
             not is_traced()
+            and not is_transformed()
             and x.device.type == "cpu" == self.weight.device.type
             and x.dtype == torch.float32 == self.weight.dtype
             and x.numel() > 0
             and not torch.is_autocast_enabled("cpu")
-            and torch._C._functorch.peek_interpreter_stack() is None  # vmap would take it apart
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             and onednn.enabled
             and _onednn_fuses()

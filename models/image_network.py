@@ -65,8 +65,7 @@ class ImageNetwork(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, (N, 2048, H/output_stride, W/output_stride), after the last ReLU."""
         check_images(x, self.in_chans, self.smallest_input)
-        most = None if self.pixels_at_once is None else max(self.pixels_at_once)
-        return side_by_side(self._features, x, self, most)
+        return side_by_side(self._features, x, self, self.pixels_at_once and max(self.pixels_at_once))
 
     def _features(self, x: Tensor) -> Tensor:
         return in_slices((self._entry, self._middle_and_exit), x, self.pixels_at_once)
@@ -74,10 +73,8 @@ class ImageNetwork(nn.Module):
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """The maps that `feature_info` selects, shallowest first."""
         check_images(x, self.in_chans, self.smallest_input)
-        most = (
-            None if self.pixels_at_once is None else min(self.pixels_at_once)
-        )  # the first maps are in memory together
-        return side_by_side(self._maps, x, self, most)
+        # The fewest: maps of every stage are in memory together
+        return side_by_side(self._maps, x, self, self.pixels_at_once and min(self.pixels_at_once))
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         maps: list[Tensor] = []

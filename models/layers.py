@@ -192,3 +192,8 @@ def classifier(features: int, num_classes: int) -> nn.Module:
 def is_traced() -> bool:
     """True while a graph is captured: a check on the input would become part of it, so there is none then."""
     return bool(torch.jit.is_tracing()) or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
+
+
+def is_transformed() -> bool:
+    """True inside `torch.func.vmap` and its like, which follow one thread and know plain operations alone."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

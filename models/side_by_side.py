@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.layers import hooked, is_traced
+from models.layers import hooked, is_traced, is_transformed
 
 Maps = TypeVar("Maps", Tensor, list[Tensor])
 
@@ -46,8 +46,10 @@ def side_by_side(run: Callable[[Tensor], Maps], x: Tensor, network: nn.Module, p
     `pixels` of images at a time; images that do not go round are computed last, by all threads together. Where somebody
     looks on (a hook, a gradient, a mode, a trace), which is a thread's own affair, nothing is shared out.
     """
-    workers, pool = _workers(len(x)) if pixels is not None and _may_share(x, network) else (1, None)
-    if pixels is None or pool is None:
+    if pixels is None or not _may_share(x, network):
+        return run(x)
+    workers, pool = _workers(len(x))
+    if pool is None:
         return run(x)
     each = len(x) // workers
     most = max(1, pixels // (x.shape[-2] * x.shape[-1]))
@@ -71,6 +73,8 @@ def _may_share(x: Tensor, network: nn.Module) -> bool:
     """Whether nothing can tell, but by the clock, that other threads compute a part."""
     return bool(
         not is_traced()
+        and not is_transformed()
+        and len(x) > 1  # asked early: one image waits for no look at every module
         and x.device.type == "cpu"
         and type(x) is Tensor
         and not network.training  # dropout draws its numbers in the order of the images
@@ -78,7 +82,6 @@ def _may_share(x: Tensor, network: nn.Module) -> bool:
         and not (torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in network.parameters())))
         and not torch._C._len_torch_function_stack()
         and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._autograd._profiler_enabled()
         and not hooked(*network.modules())
     )
